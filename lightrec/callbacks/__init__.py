@@ -1,0 +1,1 @@
+"""Callbacks: what belongs to a Trainer."""

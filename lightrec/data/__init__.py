@@ -1,0 +1,1 @@
+"""Data: from a log on disk to batches. Knows no model."""

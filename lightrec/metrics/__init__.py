@@ -1,0 +1,1 @@
+"""Ranking metrics: functions of ranks, and their accumulation over batches and processes."""

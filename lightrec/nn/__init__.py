@@ -1,0 +1,1 @@
+"""Building blocks: item tables, attention, feed-forward, and everything about lengths."""

@@ -1,0 +1,1 @@
+"""Objectives: what is asked of a history while training."""
