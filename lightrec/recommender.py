@@ -67,7 +67,7 @@ class SequenceRecommender(Configurable, L.LightningModule, ABC):
         return loss
 
     def _seed_step(self, batch_idx: int) -> None:
-        """Makes the randomness of a step a function of (seed, epoch, step, rank), so that resuming is exact anywhere."""
+        """Makes the randomness of a step a function of (seed, epoch, step, rank): resuming is then exact anywhere."""
         seed = getattr(getattr(self.trainer, "datamodule", None), "seed", 0) or 0
         word = seed
         for part in (self.current_epoch, batch_idx, self.global_rank):
@@ -142,7 +142,9 @@ class SequenceRecommender(Configurable, L.LightningModule, ABC):
         return 0.5 * (1.0 + torch.cos(torch.tensor(torch.pi * done)).item())
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        from lightrec.checkpoint import describe_run  # the only link to the writer of files, and only when one is written
+        from lightrec.checkpoint import (
+            describe_run,
+        )  # the only link to the writer of files, and only when one is written
 
         checkpoint["lightrec"] = describe_run(self)
 

@@ -25,7 +25,7 @@ class Batch:
     target_ids: Tensor | None = None
     """[B, T] int64, what came next, in order; 0 pads. Evaluation only."""
     seen_ids: Tensor | None = None
-    """[B, S] int64, the whole history, which the window L may have cut; 0 pads. None: seen items stay in the ranking."""
+    """[B, S] int64, the whole history, which the window may have cut; 0 pads. None: seen items stay in the ranking."""
     candidate_ids: Tensor | None = None
     """[B, C] int64, the only items to rank; 0 pads. None: the full catalog (the default protocol)."""
     history_lengths: Tensor | None = None

@@ -40,7 +40,9 @@ def linear_cross_entropy(
         ValueError: shapes that do not fit.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"expected hidden [T, D] and weight [V, D], got {list(hidden.shape)} and {list(weight.shape)}.")
+        raise ValueError(
+            f"expected hidden [T, D] and weight [V, D], got {list(hidden.shape)} and {list(weight.shape)}."
+        )
     if targets.shape != hidden.shape[:1]:
         raise ValueError(f"targets {list(targets.shape)} must have one class for each of {len(hidden)} rows.")
     if matmul_dtype is None:

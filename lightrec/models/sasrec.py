@@ -1,0 +1,185 @@
+"""SASRec: self-attentive sequential recommendation.
+
+Wang-Cheng Kang and Julian McAuley, ICDM 2018, https://arxiv.org/abs/1808.09781.
+
+Differences from the original, and why:
+
+* The default objective is the full softmax, not one sampled negative. Under full ranking this is worth more than any
+  change of architecture (Klenitskiy and Vasilev, RecSys 2023: HR@10 on ML-1M .250 -> .315). `BinaryCrossEntropy`,
+  `GBCE` and `SampledSoftmax` give the others.
+* The default block is `pre_norm`, the ordinary transformer block: x + Attention(LN(x)), then x + FeedForward(LN(x)).
+  The released code of 2018 normalises the query only, carries the normalised query in the residual and has no output
+  projection; `variant="original2018"` is that graph.
+* Rows are padded on the right and positions are counted from the most recent item, which is what the left-padded
+  original computes.
+* Attention weights are not dropped by default: it costs five times the attention on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lightrec.interfaces import Objective, SequenceEncoder
+from lightrec.nn.attention import MultiHeadAttention
+from lightrec.nn.dropout import Dropout
+from lightrec.nn.feed_forward import Activation, FeedForward
+from lightrec.nn.item_embedding import ItemEmbedding
+from lightrec.nn.sequence import positions_from_end
+from lightrec.objectives.next_item import NextItem
+from lightrec.recommender import Decay, EncoderRecommender
+
+Variant = Literal["pre_norm", "original2018"]
+
+
+class SASRecBlock(nn.Module):
+    """One layer; see the module docstring for the two variants."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        inner_size: int,
+        dropout: float,
+        attention_dropout: float,
+        activation: Activation,
+        original: bool,
+    ):
+        super().__init__()
+        eps = 1e-8 if original else 1e-5
+        self.original = original
+        self.attention_norm = nn.LayerNorm(hidden_size, eps)
+        self.attention = MultiHeadAttention(hidden_size, num_heads, attention_dropout, output=not original)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps)
+        self.feed_forward = FeedForward(hidden_size, inner_size, dropout, activation)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if self.original:
+            query = self.attention_norm(x)
+            x = self.feed_forward_norm(query + self.attention(query, lengths, memory=x))
+            return x + self.dropout(self.feed_forward(x))
+        x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class SASRecEncoder(SequenceEncoder):
+    """Causal self-attention with learned positions.
+
+    Args:
+        max_length: longest history; rows of the position table.
+        hidden_size: D.
+        num_layers: blocks.
+        num_heads: attention heads; must divide hidden_size.
+        dropout: of the input and of both sub-layers.
+        attention_dropout: of the attention weights.
+        inner_size: width of the feed-forward network; None is hidden_size, as in 2018.
+        activation: of the feed-forward network.
+        variant: `pre_norm`, or `original2018` for the graph of the released code.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        max_length: int,
+        hidden_size: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.0,
+        inner_size: int | None = None,
+        activation: Activation = "relu",
+        variant: Variant = "pre_norm",
+    ):
+        super().__init__()
+        if variant not in ("pre_norm", "original2018"):
+            raise ValueError(f"variant {variant!r} is unknown; choose pre_norm or original2018.")
+        self.hidden_size, self.max_length = hidden_size, max_length
+        original = variant == "original2018"
+        self.positions = nn.Embedding(max_length, hidden_size)
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            SASRecBlock(
+                hidden_size, num_heads, inner_size or hidden_size, dropout, attention_dropout, activation, original
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size, 1e-8 if original else 1e-5)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight) if original else nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_normal_(self.positions.weight)
+
+    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if x.shape[1] > self.max_length:
+            raise ValueError(f"the batch has {x.shape[1]} items a row, more than max_length ({self.max_length}).")
+        return self.dropout(x + self.positions(positions_from_end(lengths, x.shape[1])))
+
+    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, lengths)
+        return self.norm(x)
+
+
+class SASRec(EncoderRecommender):
+    """Self-attention over the history, trained with the full softmax.
+
+    Args:
+        num_items: size of the catalog.
+        max_length: longest history that is read.
+        hidden_size: D.
+        num_layers: blocks.
+        num_heads: attention heads; must divide hidden_size.
+        dropout: of the input and of both sub-layers.
+        attention_dropout: of the attention weights.
+        inner_size: width of the feed-forward network; None is hidden_size, as in 2018.
+        activation: of the feed-forward network.
+        variant: `pre_norm`, or `original2018` for the graph of the released code.
+        objective: what is trained; None is the full softmax at every position.
+        learning_rate: peak learning rate of Adam.
+        weight_decay: decoupled weight decay on matrices.
+        warmup_steps: steps of linear warm-up.
+        decay: how the learning rate falls until the last step.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        max_length: int = 200,
+        hidden_size: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.0,
+        inner_size: int | None = None,
+        activation: Activation = "relu",
+        variant: Variant = "pre_norm",
+        objective: Objective | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        decay: Decay = "constant",
+    ):
+        super().__init__(
+            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5 if variant == "original2018" else 1.0),
+            encoder=SASRecEncoder(
+                max_length,
+                hidden_size,
+                num_layers,
+                num_heads,
+                dropout,
+                attention_dropout,
+                inner_size,
+                activation,
+                variant,
+            ),
+            objective=objective or NextItem(),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            decay=decay,
+        )
