@@ -73,10 +73,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if bias is not None:
                     logits += bias
                 gold = logits.gather(1, column)
-                peak, at = logits.max(1, keepdim=True)
-                prob = torch.softmax(logits, 1)
-                # softmax at the peak is 1 / sum(exp(logit - peak)): the normaliser for free, and never an underflow
-                total += (peak - prob.gather(1, at).log() - gold).sum()
+                peak, prob = logits.amax(1, keepdim=True), torch.softmax(logits, 1)
+                # the largest probability is 1 / sum(exp(logit - peak)): the normaliser for free, and no underflow
+                total += (peak - prob.amax(1, keepdim=True).log() - gold).sum()
                 if not (need_x or need_w or need_b):
                     continue
                 prob.scatter_add_(1, column, prob.new_full((), -1.0).expand_as(column))  # d loss / d logits
