@@ -1,0 +1,148 @@
+"""Experiment tracking: `--tracking wandb | csv | tensorboard | none`, through Lightning's own loggers.
+
+The CSV log is always written, except with `none`; the others stand beside it. Weights & Biases works without a key and
+without a network: the run is then kept on disk, where `wandb sync` finds it, and a line says so.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from lightrec.errors import InputError
+
+Tracking = Literal["wandb", "csv", "tensorboard", "none"]
+BEST_METRIC = "val/ndcg@10"
+_PROBE_SECONDS = 5.0
+
+
+def make_logger(
+    kind: Tracking, run_folder: str, name: str, config: dict, protocol: dict, strict: bool = False
+) -> list[Logger]:
+    """Builds the loggers of a run and gives each the resolved configuration and the protocol record.
+
+    Args:
+        kind: where to track beside the CSV log.
+        run_folder: the folder of the run; everything is written below it.
+        name: a name for people.
+        config: the resolved configuration, primitives.
+        protocol: how the numbers are made, primitives.
+        strict: fail instead of falling back to an offline W&B run.
+
+    Returns:
+        The loggers, CSV first; empty for `none`.
+
+    Raises:
+        InputError: unknown kind, a missing package, or no network under `strict`.
+    """
+    if kind not in ("wandb", "csv", "tensorboard", "none"):
+        raise InputError(f"--tracking {kind!r} is unknown; choose wandb, csv, tensorboard or none.")
+    if kind == "none":
+        return []
+    folder = Path(run_folder)
+    loggers: list[Logger] = [CSVLogger(str(folder), name="", version="")]
+    if kind == "tensorboard":
+        try:
+            loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard"))
+        except ModuleNotFoundError as error:
+            raise InputError("--tracking tensorboard needs a package: pip install 'lightrec[tensorboard]'.") from error
+    if kind == "wandb":
+        loggers.append(_wandb_logger(folder, name, strict))
+    for logger in loggers:
+        if not isinstance(logger, TensorBoardLogger):  # which keeps text and scalars only
+            logger.log_hyperparams({"config": config, "protocol": protocol})
+    return loggers
+
+
+def _wandb_logger(folder: Path, name: str, strict: bool) -> WandbLogger:
+    if os.environ.get("WANDB_MODE") == "":  # wandb refuses the empty string with a stack trace
+        del os.environ["WANDB_MODE"]
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise InputError("--tracking wandb needs a package: pip install 'lightrec[wandb]'.") from error
+    reason = _offline_reason(wandb)
+    if reason and strict and "WANDB_MODE" not in os.environ:
+        raise InputError(
+            f"Weights & Biases cannot be reached online: {reason}; drop --tracking_strict to track offline."
+        )
+    if reason:
+        rank_zero_info(
+            f"Weights & Biases: tracking offline ({reason}); upload later with: wandb sync {folder}/wandb/*run-*"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    project = os.environ.get("WANDB_PROJECT", "lightrec")
+    logger = WandbLogger(name=name, project=project, save_dir=str(folder), offline=bool(reason), log_model=False)
+    _start(logger)
+    return logger
+
+
+@rank_zero_only
+def _start(logger: WandbLogger) -> None:
+    logger.experiment.define_metric(BEST_METRIC, summary="max", step_metric="trainer/global_step")
+
+
+def _offline_reason(wandb) -> str | None:
+    """Says why a run must stay on disk, or None. Asked before wandb starts: a failed start cannot be repeated."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("offline", "dryrun", "disabled"):
+        return f"WANDB_MODE={mode}"
+    url = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
+    try:
+        if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+            return "no API key; `wandb login` stores one"
+    except Exception as error:  # an unreadable netrc or settings file must not stop a training
+        return f"the API key could not be read: {error}"
+    address = urlparse(url)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        return f"{address.hostname} does not answer: {error}"
+    return None
+
+
+class ExampleTable(Callback):
+    """Writes a table of example users to the tracker: their last items beside what is recommended, by title.
+
+    Args:
+        num_users: rows of the table.
+        k: items recommended to each.
+        history: most recent items shown.
+    """
+
+    def __init__(self, num_users: int = 8, k: int = 10, history: int = 5):
+        self.num_users, self.k, self.history = num_users, k, history
+
+    @rank_zero_only
+    def on_fit_end(self, trainer, pl_module) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if not loggers or trainer.datamodule is None:
+            return
+        rows = self.rows(trainer.datamodule, pl_module)
+        for logger in loggers:
+            logger.log_table("examples", columns=["user", "history", "target", "recommended"], data=rows)
+
+    def rows(self, datamodule, model) -> list[list[str]]:
+        """Returns [user, last items, target, recommended items] for the first users of the validation part."""
+        batch = next(iter(datamodule.val_dataloader()))
+        count = min(self.num_users, len(batch))
+        batch = batch.map(lambda t: t[:count]).to(model.device)
+        training = model.training
+        model.eval()
+        item_ids, _ = model.recommend(batch, self.k)
+        model.train(training)
+        catalog, users = datamodule.catalog, datamodule.prepared.users
+        rows = []
+        for b in range(count):
+            recent = batch.item_ids[b, : batch.lengths[b]][-self.history :]
+            groups = recent, batch.target_ids[b], item_ids[b]
+            titles = ["; ".join(catalog.title(int(i)) for i in group if i) for group in groups]
+            rows.append([str(users[int(batch.user_ids[b])]), *titles])
+        return rows
