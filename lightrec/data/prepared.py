@@ -1,0 +1,113 @@
+"""Prepared: a log after cleaning, as memory-mapped arrays that many processes can share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from lightrec.data.catalog import Catalog
+from lightrec.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Histories of all users, one after another, each in order of time."""
+
+    items: np.ndarray
+    """[num_events] int32, internal ids 1..num_items."""
+    times: np.ndarray | None
+    """[num_events] int64, seconds since the epoch; None where the log has no times."""
+    offsets: np.ndarray
+    """[num_users + 1] int64; user u owns items[offsets[u]:offsets[u + 1]]."""
+    users: pl.Series
+    """External user ids, by internal id."""
+    catalog: Catalog
+    meta: dict
+    """Source, title, data_sha256, settings, counts at every step, licence, max_length."""
+    path: Path
+
+    @property
+    def num_users(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_items(self) -> int:
+        return len(self.catalog)
+
+    @staticmethod
+    def load(folder: str | Path) -> Prepared:
+        """Opens a prepared set; arrays are mapped, not read.
+
+        Raises:
+            InputError: the folder holds none, or one of another format.
+        """
+        folder = Path(folder)
+        try:
+            meta = json.loads((folder / "meta.json").read_text())
+            if meta["format"] != FORMAT:
+                raise InputError(
+                    f"{folder}: prepared by another version of lightrec; delete the folder to prepare again."
+                )
+            times = folder / "times.npy"
+            return Prepared(
+                items=np.load(folder / "items.npy", mmap_mode="r"),
+                times=np.load(times, mmap_mode="r") if times.exists() else None,
+                offsets=np.load(folder / "offsets.npy"),
+                users=pl.read_parquet(folder / "users.parquet")["user"],
+                catalog=Catalog(pl.read_parquet(folder / "catalog.parquet")),
+                meta=meta,
+                path=folder,
+            )
+        except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{folder}: no prepared data set: {error}; delete the folder to prepare again.") from error
+
+
+def store(
+    folder: Path,
+    items: np.ndarray,
+    times: np.ndarray | None,
+    offsets: np.ndarray,
+    users: pl.Series,
+    catalog: pl.DataFrame,
+    meta: dict,
+) -> Prepared:
+    """Writes a prepared set in one rename, so that no other process and no crash ever sees half of it.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
+    part = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        np.save(part / "items.npy", items)
+        if times is not None:
+            np.save(part / "times.npy", times)
+        np.save(part / "offsets.npy", offsets)
+        users.alias("user").to_frame().write_parquet(part / "users.parquet")
+        catalog.write_parquet(part / "catalog.parquet")
+        (part / "meta.json").write_text(json.dumps({"format": FORMAT, **meta}, indent=1))
+        try:
+            os.rename(part, folder)
+        except OSError:
+            if not (folder / "meta.json").exists():  # else another process was quicker with the same content
+                raise
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written: {error}; free some space or choose another --data.cache_dir."
+        ) from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+    return Prepared.load(folder)
