@@ -314,9 +314,7 @@ def find_source(name: str) -> Source:
 
         near = difflib.get_close_matches(name, points, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(
-            f"--data.source {name!r} is unknown; {hint}installed: {', '.join(sorted(points))}."
-        )
+        raise InputError(f"--data.source {name!r} is unknown; {hint}installed: {', '.join(sorted(points))}.")
     try:
         return points[name].load()()
     except Exception as error:

@@ -1,0 +1,277 @@
+"""SequenceDataModule: histories in, batches out. Knows no model, no shift, no mask and no negative."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cached_property
+from typing import Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightrec.data import loader as loaders
+from lightrec.data.catalog import Catalog
+from lightrec.data.interactions import Duplicates, KCore, prepare
+from lightrec.data.loader import BatchLoader, Log
+from lightrec.data.prepared import Prepared
+from lightrec.data.protocol import TIES, git_commit, protocol_tag, targets_hash, versions
+from lightrec.data.readers import Format, OnError
+from lightrec.data.splits import (
+    Part,
+    Split,
+    SplitName,
+    TimelineTargets,
+    global_timeline,
+    leave_one_out,
+    training_counts,
+)
+from lightrec.errors import InputError
+
+TrainWindows = Literal["last", "all", "prefixes"]
+Candidates = Literal["full", "uniform-100", "popularity-100"]
+
+
+class SequenceDataModule(L.LightningDataModule):
+    """Prepares a log, splits it and serves right-padded batches.
+
+    Args:
+        source: name of a known data set (`lightrec data list`); empty for `path`.
+        path: an interaction log: csv, tsv, `::`-separated dat, parquet, JSON lines, RecBole .inter, or lines of "user
+            item" or "user item item item"; text may be gzipped.
+        mirror: folder or URL that has the files of known data sets; else LIGHTREC_DATA_MIRROR.
+        user_column: name or position of the user column; guessed if not given. So the next four.
+        item_column: item column.
+        time_column: time column: epoch seconds, milliseconds or ISO text.
+        rating_column: rating column.
+        title_column: title column.
+        item_path: a table with one row an item: its id and title.
+        format: format of `path`; guessed by name and first line.
+        on_error: `raise` names the first row that cannot be read, `skip` leaves such rows out and counts them.
+        duplicates: of several events of one user with one item keep all, the first, or the last.
+        min_rating: drop events rated below.
+        min_user_events: drop users with fewer events.
+        min_item_events: drop items with fewer events.
+        k_core: repeat the two filters until nothing changes, or count once and drop.
+        split: `leave_one_out`: the last event of each user is the test, the one before the validation.
+            `global_timeline`: everybody is cut at the same two moments, so that nothing is learned from the future.
+        val_from: global_timeline: ISO date, epoch seconds, or share of events before the validation window.
+        test_from: global_timeline: the same for the test window.
+        timeline_targets: global_timeline: ask for the first event of the window, or for all.
+        max_length: most recent events that a model reads; the source's suggestion if not given.
+        train_windows: `last`: the most recent window of each user; `all`: consecutive windows over the whole history;
+            `prefixes`: one row for each event, predicted from what came before.
+        batch_size: most rows in a training batch of one process.
+        batch_tokens: most padded events in a training batch of one process; not limited if not given.
+        eval_batch_size: rows in an evaluation batch.
+        exclude_seen: leave the whole history out of the ranking (protocol P4); false keeps it (P3).
+        candidates: rank the full catalog, or the target among 100 sampled items; sampled metrics carry their name.
+        with_times: give times to the model.
+        seed: of the order of training and of sampled candidates.
+        cache_dir: where downloads and prepared data are kept; else LIGHTREC_CACHE, else ~/.cache/lightrec.
+    """
+
+    def __init__(
+        self,
+        source: str = "",
+        path: str | None = None,
+        mirror: str | None = None,
+        user_column: str | int | None = None,
+        item_column: str | int | None = None,
+        time_column: str | int | None = None,
+        rating_column: str | int | None = None,
+        title_column: str | int | None = None,
+        item_path: str | None = None,
+        format: Format | None = None,
+        on_error: OnError = "raise",
+        duplicates: Duplicates = "keep",
+        min_rating: float | None = None,
+        min_user_events: int | None = None,
+        min_item_events: int | None = None,
+        k_core: KCore = "iterated",
+        split: SplitName = "leave_one_out",
+        val_from: str | float = 0.8,
+        test_from: str | float = 0.9,
+        timeline_targets: TimelineTargets = "first",
+        max_length: int | None = None,
+        train_windows: TrainWindows = "last",
+        batch_size: int = 128,
+        batch_tokens: int | None = None,
+        eval_batch_size: int = 256,
+        exclude_seen: bool = True,
+        candidates: Candidates = "full",
+        with_times: bool = False,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ):
+        super().__init__()
+        given = dict(locals())
+        self._init_args = {
+            name: given[name] for name in list(inspect.signature(SequenceDataModule.__init__).parameters)[1:]
+        }
+        for name in ("max_length", "batch_size", "batch_tokens", "eval_batch_size"):
+            if given[name] is not None and given[name] < 1:
+                raise InputError(f"--data.{name} ({given[name]}) must be at least 1.")
+        if batch_tokens is not None and max_length is not None and batch_tokens < max_length + 1:
+            raise InputError(
+                f"--data.batch_tokens ({batch_tokens}) must hold one row of max_length + 1 ({max_length + 1}) events."
+            )
+        for name, known in (("split", SplitName), ("train_windows", TrainWindows), ("candidates", Candidates)):
+            if given[name] not in known.__args__:
+                raise InputError(f"--data.{name} {given[name]!r} is unknown; choose {', '.join(known.__args__)}.")
+        if not source and path is None:
+            raise InputError("no data: give --data.source NAME (see `lightrec data list`) or --data.path FILE.")
+        self.split_name, self.val_from, self.test_from, self.timeline_targets = (
+            split,
+            val_from,
+            test_from,
+            timeline_targets,
+        )
+        self._max_length, self.train_windows = max_length, train_windows
+        self.batch_size, self.batch_tokens, self.eval_batch_size = batch_size, batch_tokens, eval_batch_size
+        self.exclude_seen, self.candidates, self.with_times, self.seed = exclude_seen, candidates, with_times, seed
+        self._train_loader: BatchLoader | None = None
+
+    def describe(self) -> dict:
+        """Returns the primitives that an equal data module can be built from."""
+        kind = type(self)
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(self._init_args)}
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The log after cleaning; made, or found in the cache, at the first use."""
+        names = inspect.signature(prepare).parameters
+        return prepare(**{name: value for name, value in self._init_args.items() if name in names})
+
+    @cached_property
+    def split(self) -> Split:
+        """What is learned from and what is asked for."""
+        data = self.prepared
+        if self.split_name == "leave_one_out":
+            return leave_one_out(data.offsets)
+        return global_timeline(data.offsets, data.times, self.val_from, self.test_from, self.timeline_targets)
+
+    @property
+    def num_items(self) -> int:
+        """Size of the catalog; ids are 1..num_items."""
+        return self.prepared.num_items
+
+    @property
+    def num_users(self) -> int:
+        return self.prepared.num_users
+
+    @property
+    def max_length(self) -> int:
+        """Most recent events that a model reads."""
+        return self._max_length or int(self.prepared.meta["max_length"])
+
+    @property
+    def catalog(self) -> Catalog:
+        """What the item ids stand for."""
+        return self.prepared.catalog
+
+    @cached_property
+    def item_counts(self) -> torch.Tensor:
+        """[num_items + 1] int64, events of each item in training; 0 for padding."""
+        return torch.from_numpy(training_counts(self.prepared.items, self.split.train, self.num_items))
+
+    def prepare_data(self) -> None:
+        _ = self.prepared
+
+    def train_dataloader(self) -> BatchLoader:
+        windows = loaders.training_windows(self.split.train, self.max_length, self.train_windows)
+        if not len(windows):
+            raise InputError(
+                f"nothing to train on: none of {self.num_users} users has two training events "
+                f"({len(self.prepared.items)} events in all); a user needs at least 2, or 4 to be validated and tested."
+            )
+        rank, world = self._processes()
+        lengths = windows.end - windows.begin
+        plan = loaders.bucketed_plan(lengths, self.batch_size, self.batch_tokens, self.seed, rank, world)
+        trainer = self.trainer
+        epoch = (lambda: trainer.current_epoch) if trainer is not None else 0
+        self._train_loader = BatchLoader(loaders.training_batches(self._log(), windows), plan, epoch)
+        return self._train_loader
+
+    def val_dataloader(self) -> BatchLoader:
+        return self._evaluation(self.split.val, "validation")
+
+    def test_dataloader(self) -> BatchLoader:
+        return self._evaluation(self.split.test, "test")
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Serves the whole history of every user, with nothing to guess: what would be shown next."""
+        offsets = self.prepared.offsets
+        users = np.arange(self.num_users)
+        part = Part(users, offsets[:-1], offsets[1:], offsets[1:])
+        return self._evaluation(part, "prediction", candidates="full")
+
+    def _evaluation(self, part: Part, name: str, candidates: str | None = None) -> BatchLoader:
+        if not len(part):
+            lengths = np.diff(self.prepared.offsets)
+            raise InputError(
+                f"no user to ask in the {name} part: of {self.num_users} users the longest history has {lengths.max()} "
+                f"events (leave_one_out needs 3); --data.split is {self.split_name}."
+            )
+        rank, world = self._processes()
+        kind = self.candidates if candidates is None else candidates
+        log, draw = self._log(), None
+        if kind != "full":
+            weights = np.ones(self.num_items + 1) if kind.startswith("uniform") else self.item_counts.numpy()
+            draw = loaders.sampled_candidates(log, part, weights, int(kind.rpartition("-")[2]), self.seed)
+        make = loaders.evaluation_batches(log, part, self.max_length, self.exclude_seen and kind == "full", draw)
+        lengths = np.minimum(part.end - part.begin, self.max_length)
+        return BatchLoader(make, loaders.exact_plan(lengths, self.eval_batch_size, rank, world))
+
+    def _log(self) -> Log:
+        if self.with_times and self.prepared.times is None:
+            raise InputError("--data.with_times needs a log with times; this one has none. Most models need no times.")
+        return Log(self.prepared.items, self.prepared.times if self.with_times else None)
+
+    def _processes(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    @cached_property
+    def _facts(self) -> dict:
+        """The parts of the protocol record that are fixed by the data."""
+        meta = self.prepared.meta
+        return {
+            "source": meta["source"],
+            "title": meta["title"],
+            "data_sha256": meta["data_sha256"],
+            "counts": meta["counts"],
+            "filters": {
+                name: meta["settings"][name]
+                for name in ("duplicates", "min_rating", "min_user_events", "min_item_events", "k_core", "on_error")
+            },
+            "skipped_rows": meta["skipped_rows"],
+            "columns": meta["columns"],
+            "targets_sha256": targets_hash(self.prepared, self.split.test),
+            "num_test_rows": len(self.split.test),
+            **self.split.facts,
+            "git_commit": git_commit(),
+            "versions": versions(),
+        }
+
+    def protocol(self) -> dict:
+        """Returns the record of how a number made with these data is made; primitives only."""
+        return {
+            "tag": protocol_tag(self.split_name, self.exclude_seen, self.candidates),
+            **self._facts,
+            "exclude_seen": self.exclude_seen,
+            "candidates": self.candidates,
+            "ties": TIES,
+            "max_length": self.max_length,
+            "train_windows": self.train_windows,
+            "seed": self.seed,
+        }
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.split_name == "leave_one_out":
+            rank_zero_info(
+                "leave_one_out: comparable with the literature; it learns from events later than some targets "
+                "(--data.split global_timeline does not)."
+            )
