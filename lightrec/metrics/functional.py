@@ -1,7 +1,8 @@
 """Ranking metrics as functions of ranks, and ranks as functions of lists. Pure, no state.
 
 Ties are resolved against the model: the rank of a target is the number of candidates that score at least as high,
-itself included. A model that scores everything alike therefore earns nothing.
+itself included. A model that scores everything alike therefore earns nothing. Values are float64, because they are
+summed over millions of rows and compared to 1e-12 between processes.
 
 Shapes: B rows, K list length, T targets a row.
 """
@@ -42,6 +43,17 @@ def target_ranks(item_ids: Tensor, scores: Tensor, target_ids: Tensor) -> Tensor
     open_ended = item_ids[:, -1:] != 0
     hidden_ties = open_ended & (target_scores == scores[:, -1:])
     return torch.where(listed & ~hidden_ties, ranks, MISS)
+
+
+def distinct_targets(target_ids: Tensor) -> Tensor:
+    """Keeps the first of equal targets in each row and turns the others into padding: [B, T].
+
+    An item can be found once, so a second mention of it must neither raise NDCG above 1 nor lower the recall.
+    """
+    if target_ids.shape[1] == 1:
+        return target_ids
+    equal = target_ids.unsqueeze(2) == target_ids.unsqueeze(1)  # [B, T, T]
+    return target_ids.masked_fill(equal.tril(-1).any(2), 0)
 
 
 def num_targets(target_ids: Tensor) -> Tensor:
