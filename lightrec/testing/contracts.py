@@ -192,7 +192,7 @@ def check_learns_toy_rule(
         reached = trainer.callback_metrics["val/ndcg@10"].item()
         _require(
             reached >= least,
-            f"{_name(model)} did not find the rule of the toy log in {epochs} epochs: NDCG@10 is {reached:.3f}, expected "
+            f"{_name(model)} did not find the rule of the toy log in {epochs} epochs: NDCG@10 is {reached:.3f}, not "
             f"{least} (popularity has {popularity:.3f}). Is the loss shifted by one item, and the learning rate right?",
         )
 
@@ -236,10 +236,7 @@ def check_config_round_trip(factory: Factory) -> None:
     """The constructor's arguments are primitives, are remembered, and rebuild the model in Python and from YAML."""
     with _quiet(seed=7):
         model = factory(NUM_ITEMS, MAX_LENGTH)
-        try:
-            description = describe(model)
-        except TypeError as error:
-            raise AssertionError(f"{_name(model)} cannot be described: {error}") from error
+        description = describe(model)
         text = json.dumps(description)
         _require(
             json.loads(text) == description,
@@ -257,7 +254,7 @@ def check_config_round_trip(factory: Factory) -> None:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--model", type=SequenceRecommender)
         try:
-            parsed = parser.instantiate_classes(parser.parse_object({"model": json.loads(text)}))["model"]
+            parsed = parser.instantiate(parser.parse_object({"model": json.loads(text)}))["model"]
         except Exception as error:
             raise AssertionError(
                 f"the command line cannot build {_name(model)} from its description: {error}. Are all arguments of its "
