@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -69,10 +70,9 @@ class SequenceRecommender(Configurable, L.LightningModule, ABC):
     def _seed_step(self, batch_idx: int) -> None:
         """Makes the randomness of a step a function of (seed, epoch, step, rank): resuming is then exact anywhere."""
         seed = getattr(getattr(self.trainer, "datamodule", None), "seed", 0) or 0
-        word = seed
-        for part in (self.current_epoch, batch_idx, self.global_rank):
-            word = (word * 6364136223846793005 + part + 1442695040888963407) % 2**64
-        torch.manual_seed(word >> 1)
+        # Hashed, because the CPU generator keeps 32 bits of a seed: neighbouring steps and processes must differ in them.
+        place = f"{seed} {self.current_epoch} {batch_idx} {self.global_rank}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big"))
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation()
