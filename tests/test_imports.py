@@ -1,0 +1,140 @@
+"""Who may import whom, read from the source of every file; and what must stay free of torch."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import lightrec
+
+ROOT = Path(lightrec.__file__).parent
+ALL_BUT_CLI = (
+    "errors data metrics ops plugins interfaces nn objectives recommender models checkpoint callbacks tracking testing"
+).split()
+
+# The table of docs/architecture.md. A dotted name allows that module only; "lightrec" is the version and public names.
+MAY_IMPORT = {
+    "__init__": [],
+    "__main__": ["cli"],
+    "errors": [],
+    "data": ["errors"],
+    "metrics": ["errors"],
+    "ops": [],
+    "plugins": ["errors"],
+    "interfaces": ["data.batch"],
+    "nn": ["ops", "interfaces"],
+    "objectives": ["interfaces", "ops", "nn", "data.batch"],
+    "recommender": ["interfaces", "metrics", "data.batch", "nn.sequence", "checkpoint"],
+    "models": ["interfaces", "nn", "objectives", "recommender", "ops", "data.batch", "errors"],
+    "checkpoint": [*ALL_BUT_CLI, "lightrec"],
+    "callbacks": ["recommender", "data", "errors"],
+    "tracking": ["recommender", "data", "errors"],
+    "testing": [*ALL_BUT_CLI, "lightrec"],
+    "cli": [*ALL_BUT_CLI, "cli", "lightrec"],
+}
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def modules_imported(source: str) -> list[str]:
+    """Absolute names of our modules that a source imports at run time, without the leading `lightrec.`.
+
+    What stands under `if TYPE_CHECKING:` is for annotations and does not count.
+    """
+    found: list[str] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import; ours are absolute."
+            assert all(alias.name != "*" for alias in node.names), f"line {node.lineno}: a star import."
+            if node.module == "lightrec":
+                found.extend(f"lightrec.{alias.name}" for alias in node.names)
+            else:
+                found.append(node.module)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    ours = [name for name in found if name == "lightrec" or name.startswith("lightrec.")]
+    rooms = {path.stem for path in ROOT.iterdir()}
+    below = [name.partition(".")[2] for name in ours]
+    return [name if name.split(".")[0] in rooms else "lightrec" for name in below]
+
+
+def allowed(room: str, module: str) -> bool:
+    if module.split(".")[0] == room:
+        return True
+    return any(module == entry or module.startswith(f"{entry}.") for entry in MAY_IMPORT[room])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_the_rooms_that_its_own_may(path):
+    room = room_of(path)
+    assert room in MAY_IMPORT, f"{room} is a new room: say in docs/architecture.md and here what it may import."
+    wrong = [name for name in modules_imported(path.read_text()) if not allowed(room, name)]
+    assert not wrong, f"{room} imports {', '.join(wrong)}; it may import {', '.join(MAY_IMPORT[room]) or 'nothing'}."
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=lambda path: path.name)
+def test_a_model_never_imports_another_model(path):
+    others = [name for name in modules_imported(path.read_text()) if name.startswith("models")]
+    assert not others, f"{path.name} imports {', '.join(others)}: what two models share belongs in nn or objectives."
+
+
+def test_the_reader_of_imports_sees_every_form():
+    source = """
+import lightrec
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from lightrec.models.sasrec import SASRec
+else:
+    import lightrec.nn.attention
+from lightrec import Batch, plugins
+def f():
+    from lightrec.cli.training import run
+"""
+    assert modules_imported(source) == ["lightrec", "nn.attention", "lightrec", "plugins", "cli.training"]
+    assert allowed("interfaces", "data.batch") and not allowed("interfaces", "data.datamodule")
+    assert not allowed("data", "interfaces") and not allowed("interfaces", "data.batches")
+    with pytest.raises(AssertionError, match="relative"):
+        modules_imported("from . import nn")
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=sys.prefix)
+
+
+@pytest.mark.parametrize("module", ["lightrec", "lightrec.plugins", "lightrec.data.sources", "lightrec.cli"])
+def test_what_answers_help_and_lists_never_imports_torch(module):
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not installed here")
+    done = run_python(f"import sys, {module}; print('torch' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_public_names_come_from_their_homes_and_others_are_refused():
+    assert lightrec.Batch.__module__ == "lightrec.data.batch"
+    assert lightrec.RankingMetrics.__module__ == "lightrec.metrics.ranking"
+    for name in lightrec.__all__:
+        assert getattr(lightrec, name) is not None
+    assert set(dir(lightrec)) == set(lightrec.__all__)
+    with pytest.raises(AttributeError, match="public names: Batch"):
+        _ = lightrec.NoSuchThing
+
+
+def test_importing_lightrec_loads_no_plugin():
+    code = "import sys, lightrec; print([m for m in sys.modules if m.startswith('lightrec')])"
+    assert run_python(code).stdout.strip() == "['lightrec']"

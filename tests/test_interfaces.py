@@ -1,0 +1,180 @@
+"""Configurable and describe; ranking a catalog in blocks."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightrec import interfaces
+from lightrec.checkpoint import build
+from lightrec.interfaces import Configurable, ItemTable, SequenceEncoder, describe
+from lightrec.nn.item_embedding import ItemEmbedding
+
+
+class Part(Configurable):
+    def __init__(self, size: int, rates: tuple[float, ...] = (0.1, 0.2), inner: "Part | None" = None):
+        self.size = size
+
+
+class Pair(Part):
+    def __init__(self, size: int = 3):
+        super().__init__(size * 2, inner=Part(1))
+
+
+class Distance(ItemTable):
+    """Scores by negative distance: a table whose score is not affine in the state."""
+
+    def __init__(self, num_items: int, hidden_size: int):
+        super().__init__()
+        self.num_items, self.hidden_size = num_items, hidden_size
+        self.embedding = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return self.embedding(item_ids)
+
+    def score(self, hidden: Tensor, candidate_ids: Tensor | None = None) -> Tensor:
+        ids = torch.arange(self.num_items + 1) if candidate_ids is None else candidate_ids
+        scores = -(hidden.unsqueeze(-2) - self.embedding(ids)).norm(dim=-1)
+        return scores.masked_fill(ids == 0, -torch.inf)
+
+
+TABLES = [ItemEmbedding, lambda n, d: ItemEmbedding(n, d, bias=True, cosine_temperature=0.2, num_special=3), Distance]
+NUM_ITEMS = 23
+
+
+@pytest.fixture(params=TABLES, ids=["dot", "cosine", "distance"])
+def table(request):
+    torch.manual_seed(0)
+    table = request.param(NUM_ITEMS, 5)
+    if getattr(table, "bias", None) is not None:
+        nn.init.normal_(table.bias)
+    return table
+
+
+def numpy_ranking(table, hidden, exclude_ids=None):
+    """Sorts all scores: item ids [B, num_items] best first, with their scores."""
+    scores = table.score(hidden).detach().numpy()[:, 1:].copy()
+    if exclude_ids is not None:
+        for row, ids in enumerate(exclude_ids.tolist()):
+            scores[row, [i - 1 for i in ids if i]] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return order + 1, np.take_along_axis(scores, order, 1)
+
+
+def test_arguments_are_remembered_with_their_defaults_by_the_outermost_class():
+    assert describe(Part(4)) == {
+        "class_path": f"{__name__}.Part",
+        "init_args": {"size": 4, "rates": [0.1, 0.2], "inner": None},
+    }
+    assert describe(Pair()) == {"class_path": f"{__name__}.Pair", "init_args": {"size": 3}}
+    assert Pair().size == 6
+
+
+def test_nested_parts_are_described_and_built_again():
+    part = Part(1, inner=Part(2, rates=(0.5,), inner=Pair(7)))
+    text = json.dumps(describe(part))
+    rebuilt = build(json.loads(text), trust=[__name__])
+    assert describe(rebuilt) == describe(part)
+    assert type(rebuilt._init_args["inner"]._init_args["inner"]) is Pair
+
+
+def test_copies_remember_too():
+    part = Part(5, inner=Part(6))
+    assert describe(copy.deepcopy(part)) == describe(part)
+
+
+def test_a_wrong_call_is_reported_by_the_constructor():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sise'"):
+        Part(sise=3)
+
+
+@pytest.mark.parametrize("value", [nn.Linear(1, 1), torch.zeros(2), {1, 2}, object()])
+def test_what_is_neither_primitive_nor_a_part_is_refused(value):
+    with pytest.raises(TypeError, match=f"{type(value).__name__} cannot be written into a checkpoint"):
+        describe(Part(1, inner=value))
+
+
+def test_abstract_parts_cannot_be_built():
+    for kind in (ItemTable, SequenceEncoder):
+        with pytest.raises(TypeError, match="abstract"):
+            kind()
+
+
+def test_an_encoder_without_a_step_form_says_what_to_do():
+    class Identity(SequenceEncoder):
+        prepare = mix = lambda self, x, lengths: x
+
+    x = torch.randn(1, 2, 3)
+    assert torch.equal(Identity()(x, torch.tensor([2])), x)
+    with pytest.raises(NotImplementedError, match="Identity has no step form: encode the whole history"):
+        Identity().init_state(4)
+
+
+@pytest.mark.parametrize("k", [1, 5, NUM_ITEMS])
+def test_top_k_is_what_sorting_all_scores_gives(table, k):
+    hidden = torch.randn(6, 5)
+    item_ids, scores = table.top_k(hidden, k)
+    expected_ids, expected = numpy_ranking(table, hidden)
+    assert np.array_equal(item_ids.numpy(), expected_ids[:, :k])
+    assert np.allclose(scores.detach().numpy(), expected[:, :k], atol=1e-6)
+
+
+@pytest.mark.parametrize("block_items", [1, 4, 7, 22, 23, 24])
+def test_blocks_of_any_size_give_one_blocks_answer(table, monkeypatch, block_items):
+    hidden = torch.randn(6, 5)
+    exclude = torch.tensor([[1, 2, 0], [23, 22, 21], [0, 0, 0], [5, 5, 5], [8, 1, 23], [4, 0, 7]])
+    whole_ids, whole = table.top_k(hidden, 4, exclude)
+    monkeypatch.setattr(interfaces, "_BLOCK_BYTES", 4 * len(hidden) * block_items)
+    item_ids, scores = table.top_k(hidden, 4, exclude)
+    assert torch.equal(item_ids, whole_ids) and torch.allclose(scores, whole, atol=1e-6)
+    expected_ids, _ = numpy_ranking(table, hidden, exclude)
+    assert np.array_equal(item_ids.numpy(), expected_ids[:, :4])
+
+
+def test_excluded_items_are_left_out_and_lists_that_run_out_are_padded(table):
+    hidden = torch.randn(2, 5)
+    exclude = torch.tensor([[*range(1, 21), 0, 0, 0], [*range(1, NUM_ITEMS + 1)]])
+    item_ids, scores = table.top_k(hidden, 5, exclude)
+    assert set(item_ids[0, :3].tolist()) == {21, 22, 23} and item_ids[0, 3:].tolist() == [0, 0]
+    assert (scores[0, 3:] == -torch.inf).all() and scores[0, :3].isfinite().all()
+    assert item_ids[1].tolist() == [0] * 5 and (scores[1] == -torch.inf).all()
+
+
+def test_more_places_than_items_are_padded(table, monkeypatch):
+    monkeypatch.setattr(interfaces, "_BLOCK_BYTES", 1)
+    item_ids, scores = table.top_k(torch.randn(3, 5), NUM_ITEMS + 4)
+    assert (item_ids[:, NUM_ITEMS:] == 0).all() and (scores[:, NUM_ITEMS:] == -torch.inf).all()
+    assert all(sorted(row[:NUM_ITEMS].tolist()) == list(range(1, NUM_ITEMS + 1)) for row in item_ids)
+
+
+def test_candidates_are_all_there_is_to_rank(table):
+    hidden = torch.randn(2, 5)
+    candidates = torch.tensor([[3, 9, 23, 0], [1, 2, 0, 0]])
+    item_ids, scores = table.top_k(hidden, 5, candidate_ids=candidates)
+    full = table.score(hidden)
+    for row, own in enumerate(([3, 9, 23], [1, 2])):
+        expected = sorted(own, key=lambda item: -full[row, item].item())
+        assert item_ids[row].tolist() == expected + [0] * (5 - len(own))
+        assert torch.allclose(scores[row, : len(own)], full[row, expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2**20])
+def test_a_nan_anywhere_raises(table, monkeypatch, block_bytes):
+    monkeypatch.setattr(interfaces, "_BLOCK_BYTES", block_bytes)
+    for item in (1, 12, NUM_ITEMS):
+        spoiled = copy.deepcopy(table)
+        with torch.no_grad():
+            spoiled.embedding.weight[item] = torch.nan
+        with pytest.raises(RuntimeError, match="diverged"):
+            spoiled.top_k(torch.randn(3, 5), 2)
+
+
+def test_ranking_is_in_float32_under_autocast(table):
+    hidden = torch.randn(3, 5)
+    expected = table.top_k(hidden, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        item_ids, scores = table.top_k(hidden, 5)
+    assert scores.dtype == torch.float32 and torch.equal(item_ids, expected[0]) and torch.equal(scores, expected[1])
