@@ -70,7 +70,7 @@ class SequenceRecommender(Configurable, L.LightningModule, ABC):
     def _seed_step(self, batch_idx: int) -> None:
         """Makes the randomness of a step a function of (seed, epoch, step, rank): resuming is then exact anywhere."""
         seed = getattr(getattr(self.trainer, "datamodule", None), "seed", 0) or 0
-        # Hashed, because the CPU generator keeps 32 bits of a seed: neighbouring steps and processes must differ in them.
+        # Hashed, because the CPU generator keeps 32 bits of a seed: neighbouring steps and processes differ in them.
         place = f"{seed} {self.current_epoch} {batch_idx} {self.global_rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big"))
 
@@ -142,9 +142,8 @@ class SequenceRecommender(Configurable, L.LightningModule, ABC):
         return 0.5 * (1.0 + torch.cos(torch.tensor(torch.pi * done)).item())
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        from lightrec.checkpoint import (
-            describe_run,
-        )  # the only link to the writer of files, and only when one is written
+        # The only link to the writer of files, and only when one is written.
+        from lightrec.checkpoint import describe_run
 
         checkpoint["lightrec"] = describe_run(self)
 
