@@ -1,0 +1,55 @@
+"""Every built-in model keeps the contract of a recommender, check by check, as a plug-in's would."""
+
+import inspect
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+
+from lightrec import plugins, testing
+from lightrec.models.sasrec import SASRec
+from lightrec.objectives.next_item import NextItem
+
+SMALL = dict(hidden_size=16, learning_rate=1e-2, dropout=0.1)
+
+
+def small(kind, num_items, max_length, **options):
+    """Builds a model with what it takes of a small configuration; a floor takes none of it."""
+    known = inspect.signature(kind).parameters
+    options = {name: value for name, value in (SMALL | options).items() if name in known}
+    length = {"max_length": max_length} if "max_length" in known else {}
+    return kind(num_items=num_items, **length, **options)
+
+
+def factories():
+    """{name: factory} of every declared model whose module is there, and of variants that are other graphs."""
+    found = {}
+    for plugin in plugins.installed("models"):
+        if plugin.builtin and find_spec(plugin.value.split(":")[0]) is not None:
+            found[plugin.name] = partial(small, plugins.load(plugin))
+    found["SASRec original2018"] = partial(small, SASRec, variant="original2018")
+    found["SASRec two heads, last position"] = partial(small, SASRec, num_heads=2, objective=NextItem("last"))
+    return found
+
+
+FACTORIES = factories()
+CASES = [
+    pytest.param(factory, check, id=f"{name}-{check.__name__}")
+    for name, factory in FACTORIES.items()
+    for check in testing.applicable_checks(factory(testing.contracts.NUM_ITEMS, testing.contracts.MAX_LENGTH))
+]
+
+
+@pytest.mark.parametrize(("factory", "check"), CASES)
+def test_a_built_in_keeps_the_contract(factory, check):
+    options = {}
+    if check is testing.check_learns_toy_rule:
+        objective = getattr(factory(testing.contracts.NUM_ITEMS, testing.contracts.MAX_LENGTH), "objective", None)
+        if getattr(objective, "positions", "all") == "last":
+            options["train_windows"] = "prefixes"  # what is asked once a row needs a row for each event
+    check(factory, **options)
+
+
+def test_every_declared_model_was_checked():
+    missing = [p.name for p in plugins.installed("models") if p.builtin and p.name not in FACTORIES]
+    assert not missing, f"declared in pyproject.toml but not in the package: {', '.join(missing)}"
