@@ -103,6 +103,16 @@ def sasrec_run(world: int, folder: Path, train_world: int) -> None:
     trainer(world, folder, [Report(str(folder / "sasrec"))]).test(model, datamodule=data, verbose=False)
 
 
+def same_batches_run(world: int, folder: Path) -> None:
+    """Trains on global batches of eight rows, on one process or shared by two."""
+    data = toy_data(folder / "even", toy_log(num_users=32), batch_size=8 // world)
+    torch.manual_seed(0)
+    model = SASRec(data.num_items, data.max_length, hidden_size=16, dropout=0.0)
+    run = trainer(world, folder, [Save(str(folder / f"even-{world}.ckpt"))], epochs=2)
+    run.limit_val_batches = 0
+    run.fit(model, datamodule=data)
+
+
 class Save(L.Callback):
     def __init__(self, path: str):
         self.path = path
@@ -112,10 +122,12 @@ class Save(L.Callback):
 
 
 def main(folder: Path, worlds: list[int]) -> None:
+    same_batches_run(2, folder)
     for world in worlds:
         sasrec_run(world, folder, train_world=2 if world == worlds[0] else 0)
         fixed_run(world, folder, users=7)
         fixed_run(world, folder, users=1)
+    same_batches_run(1, folder)
 
 
 if __name__ == "__main__":
