@@ -7,9 +7,10 @@ Differences from the original, and why:
 * The default objective is the full softmax, not one sampled negative. Under full ranking this is worth more than any
   change of architecture (Klenitskiy and Vasilev, RecSys 2023: HR@10 on ML-1M .250 -> .315). `BinaryCrossEntropy`,
   `GBCE` and `SampledSoftmax` give the others.
-* The default block is `pre_norm`, the ordinary transformer block: x + Attention(LN(x)), then x + FeedForward(LN(x)).
-  The released code of 2018 normalises the query only, carries the normalised query in the residual and has no output
-  projection; `variant="original2018"` is that graph.
+* The default block, `query_norm`, is that of SASRec+ (Klenitskiy and Vasilev): only the query is normalised, and the
+  residual carries the normalised query. `original2018` is the released code, the same without the output projection.
+  `pre_norm` is the ordinary transformer block, x + Attention(LN(x)), then x + FeedForward(LN(x)); it learns several
+  times more slowly here.
 * Rows are padded on the right and positions are counted from the most recent item, which is what the left-padded
   original computes.
 * Attention weights are not dropped by default: it costs five times the attention on a CPU.
@@ -30,11 +31,15 @@ from lightrec.nn.sequence import positions_from_end
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import Decay, EncoderRecommender
 
-Variant = Literal["pre_norm", "original2018"]
+Variant = Literal["query_norm", "original2018", "pre_norm"]
+
+
+def _norm_eps(variant: Variant) -> float:
+    return 1e-5 if variant == "pre_norm" else 1e-8
 
 
 class SASRecBlock(nn.Module):
-    """One layer; see the module docstring for the two variants."""
+    """One layer; see the module docstring for the variants."""
 
     def __init__(
         self,
@@ -44,24 +49,24 @@ class SASRecBlock(nn.Module):
         dropout: float,
         attention_dropout: float,
         activation: Activation,
-        original: bool,
+        variant: Variant,
     ):
         super().__init__()
-        eps = 1e-8 if original else 1e-5
-        self.original = original
+        eps = _norm_eps(variant)
+        self.pre_norm = variant == "pre_norm"
         self.attention_norm = nn.LayerNorm(hidden_size, eps)
-        self.attention = MultiHeadAttention(hidden_size, num_heads, attention_dropout, output=not original)
+        self.attention = MultiHeadAttention(hidden_size, num_heads, attention_dropout, output=variant != "original2018")
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps)
         self.feed_forward = FeedForward(hidden_size, inner_size, dropout, activation)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        if self.original:
-            query = self.attention_norm(x)
-            x = self.feed_forward_norm(query + self.attention(query, lengths, memory=x))
-            return x + self.dropout(self.feed_forward(x))
-        x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        if self.pre_norm:
+            x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        query = self.attention_norm(x)
+        x = self.feed_forward_norm(query + self.attention(query, lengths, memory=x))
+        return x + self.dropout(self.feed_forward(x))
 
 
 class SASRecEncoder(SequenceEncoder):
@@ -76,7 +81,7 @@ class SASRecEncoder(SequenceEncoder):
         attention_dropout: of the attention weights.
         inner_size: width of the feed-forward network; None is hidden_size, as in 2018.
         activation: of the feed-forward network.
-        variant: `pre_norm`, or `original2018` for the graph of the released code.
+        variant: graph of a block: `query_norm`, `original2018` or `pre_norm`; see the module's docstring.
     """
 
     causal = True
@@ -91,25 +96,24 @@ class SASRecEncoder(SequenceEncoder):
         attention_dropout: float = 0.0,
         inner_size: int | None = None,
         activation: Activation = "relu",
-        variant: Variant = "pre_norm",
+        variant: Variant = "query_norm",
     ):
         super().__init__()
-        if variant not in ("pre_norm", "original2018"):
-            raise ValueError(f"variant {variant!r} is unknown; choose pre_norm or original2018.")
+        if variant not in Variant.__args__:
+            raise ValueError(f"variant {variant!r} is unknown; choose {', '.join(Variant.__args__)}.")
         self.hidden_size, self.max_length = hidden_size, max_length
-        original = variant == "original2018"
         self.positions = nn.Embedding(max_length, hidden_size)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             SASRecBlock(
-                hidden_size, num_heads, inner_size or hidden_size, dropout, attention_dropout, activation, original
+                hidden_size, num_heads, inner_size or hidden_size, dropout, attention_dropout, activation, variant
             )
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(hidden_size, 1e-8 if original else 1e-5)
+        self.norm = nn.LayerNorm(hidden_size, _norm_eps(variant))
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight) if original else nn.init.xavier_normal_(module.weight)
+                nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.xavier_normal_(self.positions.weight)
@@ -138,7 +142,7 @@ class SASRec(EncoderRecommender):
         attention_dropout: of the attention weights.
         inner_size: width of the feed-forward network; None is hidden_size, as in 2018.
         activation: of the feed-forward network.
-        variant: `pre_norm`, or `original2018` for the graph of the released code.
+        variant: graph of a block: `query_norm`, `original2018` or `pre_norm`; see the module's docstring.
         objective: what is trained; None is the full softmax at every position.
         learning_rate: peak learning rate of Adam.
         weight_decay: decoupled weight decay on matrices.
@@ -157,7 +161,7 @@ class SASRec(EncoderRecommender):
         attention_dropout: float = 0.0,
         inner_size: int | None = None,
         activation: Activation = "relu",
-        variant: Variant = "pre_norm",
+        variant: Variant = "query_norm",
         objective: Objective | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
@@ -165,7 +169,7 @@ class SASRec(EncoderRecommender):
         decay: Decay = "constant",
     ):
         super().__init__(
-            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5 if variant == "original2018" else 1.0),
+            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5),
             encoder=SASRecEncoder(
                 max_length,
                 hidden_size,

@@ -30,7 +30,13 @@ T = 1_000_000_000
 
 
 def test_histories_are_in_order_of_time_and_equal_times_in_order_of_rows(tmp_path):
-    rows = [("a", "x", T + 5, 1), ("b", "z", T + 1, 1), ("a", "y", T + 2, 1), ("a", "w", T + 2, 1), ("a", "v", T + 2, 1)]
+    rows = [
+        ("a", "x", T + 5, 1),
+        ("b", "z", T + 1, 1),
+        ("a", "y", T + 2, 1),
+        ("a", "w", T + 2, 1),
+        ("a", "v", T + 2, 1),
+    ]
     assert histories(prepare(path=log(tmp_path, rows))) == {"a": ["y", "w", "v", "x"], "b": ["z"]}
 
 

@@ -78,7 +78,14 @@ def test_a_table_without_names_is_user_item_rating_time(tmp_path, header):
 
 @pytest.mark.parametrize(
     "given",
-    ["1000000001", "1000000001000", "1000000001.7", "2001-09-09T01:46:41", "2001-09-09 01:46:41", "2001-09-09T01:46:41Z"],
+    [
+        "1000000001",
+        "1000000001000",
+        "1000000001.7",
+        "2001-09-09T01:46:41",
+        "2001-09-09 01:46:41",
+        "2001-09-09T01:46:41Z",
+    ],
 )
 def test_times_are_seconds_whatever_their_form(tmp_path, given):
     assert values(read_log(written(tmp_path, "log.csv", f"user,item,time\nu,i,{given}\n")))[0][2] == 1000000001

@@ -1,0 +1,75 @@
+"""What is learned from and what is asked for, on histories that can be read."""
+
+import numpy as np
+import pytest
+
+from lightrec.data.splits import global_timeline, leave_one_out, training_counts
+from lightrec.errors import InputError
+
+OFFSETS = np.array([0, 4, 6, 7, 10])  # users with 4, 2, 1 and 3 events
+
+
+def rows(part):
+    return [tuple(map(int, row)) for row in zip(part.user, part.begin, part.end, part.stop, strict=True)]
+
+
+def test_leave_one_out_asks_for_the_last_event_and_validates_on_the_one_before():
+    split = leave_one_out(OFFSETS)
+    assert rows(split.test) == [(0, 0, 3, 4), (3, 7, 9, 10)]
+    assert rows(split.val) == [(0, 0, 2, 3), (3, 7, 8, 9)]
+
+
+def test_users_with_few_events_are_trained_on_whole():
+    split = leave_one_out(OFFSETS)
+    assert rows(split.train) == [(0, 0, 2, 2), (1, 4, 6, 6), (2, 6, 7, 7), (3, 7, 8, 8)]
+    assert split.facts["users_trained_on_only"] == 2
+
+
+def test_no_target_is_ever_in_training():
+    split = leave_one_out(OFFSETS)
+    learned = {i for b, e in zip(split.train.begin, split.train.end, strict=True) for i in range(b, e)}
+    for part in (split.val, split.test):
+        assert not learned & {i for e, s in zip(part.end, part.stop, strict=True) for i in range(e, s)}
+
+
+TIMES = np.array([10, 20, 30, 40, 25, 45, 50, 5, 15, 60])
+
+
+def test_the_timeline_cuts_everybody_at_the_same_moments():
+    split = global_timeline(OFFSETS, TIMES, val_from=25, test_from=40)
+    assert rows(split.train) == [(0, 0, 2, 2), (1, 4, 4, 4), (2, 6, 6, 6), (3, 7, 9, 9)]
+    assert rows(split.val) == [(0, 0, 2, 3)]  # user 1 has no history before 25
+    assert rows(split.test) == [(0, 0, 3, 4), (1, 4, 5, 6), (3, 7, 9, 10)]
+    assert split.facts["users_without_history"] == {"val": 1, "test": 1}
+
+
+def test_all_targets_of_the_window_can_be_asked_for():
+    split = global_timeline(OFFSETS, TIMES, val_from=15, test_from=30, targets="all")
+    assert (0, 0, 2, 4) in rows(split.test)
+
+
+def test_history_is_always_before_the_cut_and_targets_are_not():
+    split = global_timeline(OFFSETS, TIMES, val_from=0.4, test_from=0.7)
+    for part, cut in ((split.val, split.facts["val_from"]), (split.test, split.facts["test_from"])):
+        for _, begin, end, stop in rows(part):
+            assert (TIMES[begin:end] < cut).all() and (TIMES[end:stop] >= cut).all() and stop > end > begin
+
+
+def test_dates_name_moments():
+    times = TIMES + 1_000_000_000
+    split = global_timeline(OFFSETS, times, "2001-09-09T01:47:05", "2001-09-09T01:47:20")
+    assert split.facts["val_from"] == 1_000_000_025 and split.facts["test_from"] == 1_000_000_040
+
+
+@pytest.mark.parametrize(
+    "times,cuts,expected",
+    [(None, (1, 2), "needs times"), (TIMES, (40, 20), "must come before"), (TIMES, ("soon", 2), "is no moment")],
+)
+def test_what_cannot_be_cut_is_said(times, cuts, expected):
+    with pytest.raises(InputError, match=expected):
+        global_timeline(OFFSETS, times, *cuts)
+
+
+def test_counts_are_those_of_training_events_only():
+    items = np.array([1, 2, 3, 3, 1, 1, 2, 3, 3, 3])
+    assert training_counts(items, leave_one_out(OFFSETS).train, 4).tolist() == [0, 3, 2, 1, 0]
