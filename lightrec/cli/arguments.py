@@ -29,6 +29,18 @@ class Given:
     """For jsonargparse; configuration files stand in it as text."""
     configs: list[dict] = field(default_factory=list)
     """The configuration files, in order."""
+    files: list[str] = field(default_factory=list)
+    """Their names."""
+
+    def insert(self, name: str, config: dict) -> None:
+        """Puts a configuration before all others."""
+        self.configs.insert(0, config)
+        self.files.insert(0, name)
+        self.args.insert(0, f"--config={as_text(config)}")
+
+    def typed(self, flag: str) -> bool:
+        """Says whether a flag stands on the command line itself."""
+        return any(arg == flag or arg.startswith(f"{flag}=") for arg in self.args)
 
     def value(self, flag: str) -> str | None:
         """Returns the last value of a flag (`--a.b`), or of its key in the configuration files; None if not given."""
@@ -72,6 +84,7 @@ def read(argv: list[str]) -> Given:
         if flag in ("-c", "--config") and joined:
             config = read_yaml(value)
             given.configs.append(config)
+            given.files.append(value)
             given.args.append(f"--config={as_text(config)}")
         elif joined:
             given.args += _pair(flag, joined, value)

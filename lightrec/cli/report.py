@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightrec.cli.prediction import check_output
+from lightrec.data.sources import file_hash
+
 if TYPE_CHECKING:
     from lightrec.cli.training import LightrecCLI
+
+_HEADLINE = ("hr@10", "ndcg@10", "mrr@10")
 
 
 def metrics_before(folder: Path, step: int) -> list[dict[str, str]]:
@@ -42,50 +50,118 @@ def after_fit(cli: LightrecCLI) -> None:
     """Says which checkpoint is the best, how good it is, and what to do next."""
     best = next((c.best_model_path for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint)), "")
     if not best:
-        print("no checkpoint was written: there was no validation.")
+        print("no best checkpoint: there was no validation.", flush=True)
         return
-    best = os.path.relpath(best)
-    shown = ", ".join(
-        f"{name} {value:.4f}" for name, value in cli.lines.best.items() if "@10" in name and "/" not in name[4:]
-    )
-    print(f"best of {cli.trainer.current_epoch} epochs: epoch {cli.lines.best_epoch + 1}: {shown}")
-    print(f"next: lightrec test --ckpt_path {best}", flush=True)
+    shown = [f"{name} {cli.lines.best[name]:.4f}" for name in cli.lines.best if name.split("/", 1)[1] in _HEADLINE]
+    monitored = f"{cli.lines.monitor} {cli.lines.best.get(cli.lines.monitor, float('nan')):.4f}"
+    print(f"best: epoch {cli.lines.best_epoch + 1} of {cli.trainer.current_epoch}: {', '.join(shown) or monitored}")
+    print(f"next: lightrec test --ckpt_path {_short(best)}", flush=True)
 
 
 def write_results(cli: LightrecCLI) -> None:
-    """Prints the metrics with their protocol and writes them beside the checkpoint, on the first process."""
-    values = {name: float(value) for name, value in cli.model.metrics.compute().items()}
-    rows = int(cli.trainer.strategy.reduce(cli.model.metrics.rows[0].clone(), reduce_op="sum"))
-    _write(cli, values, rows)
+    """Prints the metrics with their protocol and writes them beside the checkpoint; every process takes part."""
+    metrics = cli.model.metrics
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    if cli.config[cli.command].evaluation.per_user:
+        _write_per_user(cli)
+    if cli.trainer.is_global_zero:
+        _write_results(cli, values)
 
 
-@rank_zero_only
-def _write(cli: LightrecCLI, values: dict[str, float], rows: int) -> None:
+def _write_results(cli: LightrecCLI, values: dict[str, float]) -> None:
     part = {"test": "test", "validate": "val"}[cli.command]
-    protocol = cli.datamodule.protocol()
-    path = cli.about.path
+    about, config, protocol = cli.about, cli.config[cli.command], cli.datamodule.protocol()
     record: dict[str, Any] = {
-        "model": cli.about.description,
+        "model": about.description,
         "part": part,
-        "num_rows": rows,
         "metrics": {f"{part}/{name}": value for name, value in values.items()},
         "protocol": protocol,
-        "checkpoint": str(path),
-        "checkpoint_sha256": _sha256(path),
-        "epoch": cli.about.content.get("epoch"),
+        "checkpoint": str(about.path),
+        "checkpoint_sha256": file_hash(about.path),
+        "epochs": about.content.get("epoch", -1) + 1,
     }
     name = "results.json" if part == "test" else "results-val.json"
-    config = cli.config[cli.command]
-    target = Path(config.results) if config.results else (cli.about.run_folder or path.parent) / name
+    target = Path(config.results) if config.results else (about.run_folder or about.path.parent) / name
+    _keep_other(target, record)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record["metrics"], indent=1))
-    print("wrote", target, flush=True)
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(unfinished, target)
+    for line in (*_table(values), "", protocol_line(protocol), f"written: {_short(target)}"):
+        print(line)
+    sys.stdout.flush()
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _keep_other(target: Path, record: dict[str, Any]) -> None:
+    """Moves a result of another checkpoint or protocol aside, instead of writing over it."""
+    try:
+        before = json.loads(target.read_text())
+        same = all(_what(before)[key] == value for key, value in _what(record).items())
+        name = f"{target.stem}-{before['protocol']['tag']}-{before['checkpoint_sha256'][:8]}.json"
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not same:
+        os.replace(target, target.with_name(name))
+
+
+def _what(record: dict[str, Any]) -> dict[str, Any]:
+    protocol = {k: v for k, v in record["protocol"].items() if k not in ("versions", "git_commit")}
+    return {"checkpoint": record["checkpoint_sha256"], "protocol": protocol}
+
+
+def _table(values: dict[str, float]) -> list[str]:
+    """Lays metrics out with one row a measure and one column a cut-off; cohorts below."""
+    rows: dict[str, dict[int, float]] = {}
+    for name, value in values.items():
+        measure, _, rest = name.partition("@")
+        cut = re.match(r"\d+", rest)
+        label = measure + rest[len(cut[0]) :]
+        rows.setdefault(label, {})[int(cut[0])] = value
+    cuts = sorted({k for row in rows.values() for k in row})
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{'@' + str(k):>9}" for k in cuts)]
+    for label, row in rows.items():
+        lines.append(label.ljust(width) + "".join(f"{row[k]:9.4f}" if k in row else " " * 9 for k in cuts))
+    return lines
+
+
+def protocol_line(protocol: dict[str, Any]) -> str:
+    """Says in a line how a number was made."""
+    counts = (protocol.get("counts") or [{}])[-1]
+    size = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events") if name in counts)
+    kept = "removed" if protocol["exclude_seen"] else "kept"
+    whom = "all items" if protocol["candidates"] == "full" else f"the target among {protocol['candidates']}"
+    return (
+        f"protocol {protocol['tag']}: {protocol.get('title') or protocol['source']}"
+        f"{f' ({size})' if size else ''}; {protocol['split'].replace('_', '-')}, "
+        f"{protocol.get('num_test_rows', 0):,} test users; ranking of {whom}, seen items {kept}; ties against us; "
+        f"max_length {protocol['max_length']}; seed {protocol['seed']}; data {str(protocol.get('data_sha256'))[:8]}, "
+        f"targets {str(protocol.get('targets_sha256'))[:8]}"
+    )
+
+
+def _write_per_user(cli: LightrecCLI) -> None:
+    """Writes the rank of each user's target, from all processes."""
+    ranks = cli.model.metrics.per_user_ranks().cpu()
+    if cli.trainer.world_size > 1:
+        everybody: list[Any] = [None] * cli.trainer.world_size
+        torch.distributed.all_gather_object(everybody, ranks)
+        ranks = torch.cat(everybody)
+    if not cli.trainer.is_global_zero:
+        return
+    ranks = ranks[ranks[:, 0].argsort(stable=True)]
+    max_k = cli.model.metrics.max_k
+    users = cli.datamodule.prepared.users.gather(ranks[:, 0].numpy())
+    # Beyond the list a rank is not known: null, which every measure up to max_k counts as a miss.
+    rank = pl.Series("rank", ranks[:, 1].numpy()).cast(pl.Int64)
+    frame = pl.DataFrame({"user_id": users, "rank": rank})
+    frame = frame.with_columns(rank=pl.when(pl.col("rank") <= max_k).then("rank"))
+    target = check_output(cli.config[cli.command].evaluation.per_user, "--evaluation.per_user")
+    frame.write_parquet(target)
+    print(f"rank of each of {len(frame):,} users (null beyond {max_k}): {target}")
+
+
+def _short(path: str | Path) -> str:
+    """Returns a path as one would type it here."""
+    near = os.path.relpath(path)
+    return str(path) if near.startswith("..") else near

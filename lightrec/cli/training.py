@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import set_parsing_settings
-from jsonargparse._common import default_import_path_denylist
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lightrec
 from lightrec import plugins
 from lightrec.checkpoint import allowed_class, build_model, check_vocabulary, read_checkpoint
-from lightrec.cli import arguments, prediction, report
+from lightrec.cli import arguments, complaints, prediction, report
 from lightrec.cli.noise import quiet
 from lightrec.cli.progress import EpochLines, Interruptible
 from lightrec.data.datamodule import SequenceDataModule
@@ -58,19 +58,19 @@ def run(command: str, argv: list[str]) -> int:
     """
     quiet()
     # Only warned about by default: a YAML from a stranger must not be able to name os.system.
-    set_parsing_settings(import_path_denylist=list(default_import_path_denylist))
+    set_parsing_settings(import_path_denylist=["os", "subprocess"])  # and all that is on its own list
     asks_only = bool({"-h", "--help", "--print_config"} & {arg.split("=")[0] for arg in argv}) or any(
         arg.endswith(".help") or ".help=" in arg or arg.startswith("--model.help") for arg in argv
     )
     given = arguments.read(argv)
+    if command == "predict" and given.typed("--histories") and not asks_only:
+        return prediction.for_histories(argv)
     about = None if asks_only else _complete(command, given)
-    if command == "predict" and given.value("--histories"):
-        pass
+    _check_linked(given)
     try:
-        cli = LightrecCLI(command, given, about)
-    except ArgumentError as error:
-        raise InputError(_explain(str(error), command)) from error
-    return cli.exit_code
+        return LightrecCLI(command, given, about).exit_code
+    except MisconfigurationException as error:  # Lightning's word for a flag that does not fit the others
+        raise InputError(str(error)) from error
 
 
 def _complete(command: str, given: arguments.Given) -> _Checkpoint | None:
@@ -90,9 +90,17 @@ def _complete(command: str, given: arguments.Given) -> _Checkpoint | None:
     else:
         known = about.config()
     if known:
-        given.configs.insert(0, known)
-        given.args.insert(0, f"--config={arguments.as_text(known)}")
+        given.insert(str(path), known)
     return about
+
+
+def _check_linked(given: arguments.Given) -> None:
+    """Refuses what the data decide: jsonargparse would drop it in silence."""
+    for name in _LINKS:
+        for flag in (f"--model.{name}", f"--model.init_args.{name}"):
+            if given.value(flag) is not None:
+                remedy = f"use --data.{name}" if name == "max_length" else "leave it out"
+                raise InputError(f"{flag} is told to the model by the data: {remedy}.")
 
 
 class _Checkpoint:
@@ -125,7 +133,7 @@ class _Parser(LightningArgumentParser):
     """A parser that raises instead of exiting."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{**kwargs, "exit_on_error": False})
+        super().__init__(*args, **{**kwargs, "exit_on_error": False, "allow_abbrev": False})
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -206,6 +214,14 @@ class LightrecCLI(LightningCLI):
         parser.add_argument("--patience", type=int, default=10, help="Validations without improvement; 0 never stops.")
         parser.add_argument("--monitor", type=str, default="val/ndcg@10", help="Metric that decides, larger is better.")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            flags = [flag for flag in self._parser(self.command)._option_string_actions if flag.startswith("--")]
+            configs = list(zip(self.given.files, self.given.configs, strict=True))
+            raise InputError(complaints.explain(str(error), flags, configs)) from error
+
     def _parse_ckpt_path(self) -> None:
         """Lightning overrides explicit flags in silence here; `_check_model_flags` refuses them instead."""
 
@@ -213,7 +229,7 @@ class LightrecCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.command]
-        if not self.given.value("--data.seed") and isinstance(config.seed_everything, int):
+        if self._seed_data() and config.seed_everything is not False:
             config.data.seed = int(config.seed_everything)
         model_class = plugins.import_path(config.model.class_path)
         names = inspect.signature(model_class.__init__).parameters
@@ -224,6 +240,12 @@ class LightrecCLI(LightningCLI):
             )
         if self.about:
             self._check_model_flags(config.model)
+
+    def _seed_data(self) -> bool:
+        """Says whether `--seed_everything` is the seed of the data, too: unless that was given apart."""
+        if self.given.typed("--data.seed"):
+            return False
+        return self.given.typed("--seed_everything") or self.given.value("--data.seed") is None
 
     def _check_model_flags(self, model: Any) -> None:
         """Refuses flags that contradict the checkpoint."""
@@ -271,7 +293,7 @@ class LightrecCLI(LightningCLI):
             trainer_config["logger"] = trainer_config["logger"] or False
             trainer_config["enable_checkpointing"] = False
             if self.command == "predict":
-                callbacks.append(prediction.Writer(config))
+                callbacks.append(prediction.PredictionWriter(config.output, config.k))
         if trainer_config["enable_progress_bar"] is None:
             trainer_config["enable_progress_bar"] = sys.stderr.isatty()
         trainer_config["callbacks"] = callbacks
@@ -401,10 +423,6 @@ def _differences(mine: Any, theirs: Any, where: str) -> list[str]:
     if mine == theirs or (where.endswith("class_path") and str(mine) == str(theirs)):
         return []
     return [f"--{where} {mine} was given, the checkpoint has {theirs}"]
-
-
-def _explain(message: str, command: str) -> str:
-    return " ".join(message.split())
 
 
 @rank_zero_only

@@ -1,0 +1,189 @@
+"""`lightrec data list | prepare | stats`: which data there are, what becomes of them, and what they look like."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from lightrec import plugins
+from lightrec.cli.options import Options
+from lightrec.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lightrec.data.datamodule import SequenceDataModule
+
+_PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
+_ACTIONS = ("list", "prepare", "stats")
+
+
+def run(command: str, argv: list[str]) -> int:
+    """Runs one of the three; returns the exit code.
+
+    Raises:
+        InputError: anything that the user can mend.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: lightrec data list")
+        print("       lightrec data prepare | stats  NAME or FILE  [--json]  [--data.split ...: the flags of fit]")
+        return 0
+    action, rest = argv[0], argv[1:]
+    if action not in _ACTIONS:
+        near = plugins.suggestion(action, list(_ACTIONS)) or f"; choose {', '.join(_ACTIONS)}."
+        raise InputError(f"lightrec data {action} is unknown{near}")
+    if action == "list":
+        return _list(rest)
+    return _describe(action, rest)
+
+
+def _list(argv: list[str]) -> int:
+    Options("lightrec data list", "List known data sets; nothing is downloaded.").parse_args(argv)
+    found = plugins.installed("datasets")
+    for plugin in found:
+        if plugins.status(plugin, found) != "ok":
+            print(f"{plugin.full_name}: {plugins.status(plugin, found)}")
+            continue
+        try:
+            source = plugins.load(plugin)()
+        except Exception as error:  # one broken source must not hide the others
+            print(f"{plugin.full_name}: broken: {error}")
+            continue
+        print(f"{plugin.full_name}: {source.title}; max_length {source.max_length}")
+        for line in (source.note, source.licence):
+            if line:
+                print(f"    {line}")
+    print("\nyour own: lightrec fit --data.path FILE (csv, tsv, dat, parquet, JSON lines, .inter, sequences)")
+    return 0
+
+
+def _describe(action: str, argv: list[str]) -> int:
+    from lightrec.cli.noise import quiet
+
+    quiet()
+    as_json = "--json" in argv
+    data = _data_module(action, [arg for arg in argv if arg != "--json"])
+    began = time.monotonic()
+    prepared = data.prepared
+    if action == "prepare":
+        seconds = time.monotonic() - began
+        size = f"{data.num_users:,} users, {data.num_items:,} items, {len(prepared.items):,} events"
+        print(f"{prepared.meta['title']}: {size}; {seconds:.1f} s; {prepared.path}")
+        return 0
+    facts = statistics(data)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for name, value in facts.items():
+        _print(name, value)
+    return 0
+
+
+def _data_module(action: str, argv: list[str]) -> SequenceDataModule:
+    """Builds the data module from the flags that `fit` has, or from a bare name or file."""
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    from lightrec.cli import arguments, complaints
+    from lightrec.data.datamodule import SequenceDataModule
+
+    if argv and not argv[0].startswith("-"):
+        known = [plugin.name for plugin in plugins.installed("datasets")]
+        flag = "--data.path" if os.path.exists(argv[0]) and argv[0] not in known else "--data.source"
+        argv = [flag, *argv]
+    parser = ArgumentParser(f"lightrec data {action}", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_class_arguments(SequenceDataModule, "data")
+    given = arguments.read(argv)
+    for i, config in enumerate(given.configs):  # a recipe for fit will do: the rest of it is not for us
+        old, new = arguments.as_text(config), arguments.as_text({"data": config.get("data", {})})
+        given.args[given.args.index(f"--config={old}")] = f"--config={new}"
+        given.configs[i] = {"data": config.get("data", {})}
+    try:
+        config = parser.parse_args(given.args)
+    except ArgumentError as error:
+        flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        configs = list(zip(given.files, given.configs, strict=True))
+        raise InputError(complaints.explain(str(error), flags, configs)) from error
+    return parser.instantiate_classes(config).data
+
+
+def statistics(data: SequenceDataModule) -> dict[str, Any]:
+    """Describes data in numbers.
+
+    Returns:
+        Counts at every step of the preparation, sparsity, date range, percentiles of history length and of events per
+        item, share of events with the time of the one before, licence and hashes; primitives.
+    """
+    import numpy as np
+
+    prepared, meta = data.prepared, data.prepared.meta
+    items, offsets = np.asarray(prepared.items), np.asarray(prepared.offsets)
+    lengths = np.diff(offsets)
+    popularity = np.sort(np.bincount(items, minlength=data.num_items + 1)[1:])
+    head = int(np.searchsorted(np.cumsum(popularity[::-1]), len(items) / 2)) + 1
+    facts: dict[str, Any] = {
+        "title": meta["title"],
+        "counts": meta["counts"],
+        "skipped rows": meta["skipped_rows"],
+        "users": data.num_users,
+        "items": data.num_items,
+        "events": len(items),
+        "sparsity": 1.0 - len(items) / (data.num_users * data.num_items),
+        "events a user": _percentiles(lengths),
+        "events an item": _percentiles(popularity),
+        "half of all events": f"on {head:,} items ({head / data.num_items:.1%})",
+    }
+    if prepared.times is not None:
+        times = np.asarray(prepared.times)
+        inside = np.ones(len(times), bool)
+        inside[offsets[:-1]] = False  # the first event of a user has none before it
+        equal = np.diff(times, prepend=times[:1])[inside] == 0
+        days = [np.datetime64(int(t), "s").item().date().isoformat() for t in (times.min(), times.max())]
+        facts["from, to"] = days
+        facts["share of equal timestamps"] = float(equal.mean()) if len(equal) else 0.0
+    else:
+        facts["from, to"] = None
+        facts["share of equal timestamps"] = None
+    parts = {name: len(getattr(data.split, name)) for name in ("train", "val", "test")}
+    facts |= {
+        "users in parts": parts,
+        "max_length": data.max_length,
+        "licence": meta["licence"],
+        "data sha256": meta["data_sha256"],
+        "targets sha256": data.protocol()["targets_sha256"],
+        "prepared in": str(prepared.path),
+    }
+    return facts
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    import numpy as np
+
+    found = {f"p{p}": float(np.percentile(values, p)) for p in _PERCENTILES}
+    return {"mean": round(float(values.mean()), 2), **found}
+
+
+def _print(name: str, value: Any) -> None:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        for step in value:
+            step = dict(step)
+            label = step.pop("step", "")
+            print(f"{name + ': ' + label:<28} {_text(step)}")
+        return
+    print(f"{name:<28} {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value == int(value) and abs(value) > 1 else f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "not known" if value is None else str(value)

@@ -1,0 +1,70 @@
+"""`lightrec recommend FILE --items a,b,c`: what would be shown to somebody with this history, by title."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightrec import plugins
+from lightrec.checkpoint import LoadedRecommender, load_recommender
+from lightrec.cli.noise import quiet
+from lightrec.cli.options import Options
+from lightrec.errors import InputError
+
+_MATCHES_SHOWN = 8
+
+
+def run(command: str, argv: list[str]) -> int:
+    """Prints the history and the recommendations; returns the exit code.
+
+    Raises:
+        InputError: a wrong flag, a title that fits no item or several, or no known item at all.
+    """
+    parser = Options("lightrec recommend", description=__doc__)
+    parser.add_argument("checkpoint", help="a checkpoint that `lightrec fit` wrote")
+    parser.add_argument("--items", default="", help="external item ids, oldest first, separated by commas")
+    parser.add_argument("--title", action="append", default=[], help="an item by a part of its title; repeat for more")
+    parser.add_argument("-k", "--k", type=int, default=10, help="length of the list")
+    parser.add_argument("--keep_seen", action="store_true", help="leave the items of the history in the ranking")
+    options = parser.parse_args(argv)
+    quiet()
+    loaded = load_recommender(options.checkpoint)
+    history = [item.strip() for item in options.items.split(",") if item.strip()]
+    history += [_by_title(loaded, text) for text in options.title]
+    if not history:
+        raise InputError("give a history: --items ID,ID,... (oldest first) or --title TEXT.")
+    (lines,) = loaded.recommend([history], options.k, exclude_seen=not options.keep_seen)
+    unknown = [item for _, item in loaded.unknown]
+    if len(unknown) == len(history):
+        near = plugins.suggestion(unknown[0], loaded.catalog.item_ids) or "; --title TEXT finds items by title."
+        raise InputError(f"none of the items is known to {Path(options.checkpoint).name}: {', '.join(unknown)}{near}")
+    if unknown:
+        print(f"unknown and skipped: {', '.join(unknown)}", file=sys.stderr)
+    console = Console(highlight=False)
+    past = Table("item", "title")
+    for i in loaded.catalog.encode(history):
+        if i:
+            past.add_row(loaded.catalog.decode(i), loaded.catalog.title(i))
+    best = Table("#", "item", "title", "score")
+    for place, line in enumerate(lines, start=1):
+        best.add_row(str(place), line.item_id, line.title, f"{line.score:.3f}")
+    console.print("history, oldest first", past, "recommended next", best, sep="\n")
+    return 0
+
+
+def _by_title(loaded: LoadedRecommender, text: str) -> str:
+    catalog = loaded.catalog
+    found = catalog.search(text, limit=_MATCHES_SHOWN + 1)
+    exact = [i for i in found if catalog.title(i).lower() == text.lower()]
+    found = exact if len(exact) == 1 else found
+    if len(found) == 1:
+        return catalog.decode(found[0])
+    if not found:
+        near = plugins.suggestion(text, [catalog.title(i) for i in range(1, len(catalog) + 1)]) or "."
+        raise InputError(f"--title {text!r} fits no item{near}")
+    named = "; ".join(f"{catalog.decode(i)} = {catalog.title(i)}" for i in found[:_MATCHES_SHOWN])
+    more = "; ..." if len(found) > _MATCHES_SHOWN else ""
+    raise InputError(f"--title {text!r} fits several items, name one with --items: {named}{more}")
