@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # preparing data needs no torch
+    from torch import Tensor
 
 
 class Catalog:
@@ -65,6 +68,8 @@ class Catalog:
 
 
 def _pack(name: str, texts: list[str]) -> dict[str, Tensor]:
+    import torch
+
     blobs = [text.encode() for text in texts]
     ends = torch.tensor([len(blob) for blob in blobs], dtype=torch.long).cumsum(0)
     return {

