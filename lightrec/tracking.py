@@ -79,7 +79,11 @@ def _wandb_logger(folder: Path, name: str, strict: bool) -> WandbLogger:
         )
     folder.mkdir(parents=True, exist_ok=True)
     project = os.environ.get("WANDB_PROJECT", "lightrec")
-    logger = WandbLogger(name=name, project=project, save_dir=str(folder), offline=bool(reason), log_model=False)
+    # Looking for the key has set wandb up for online use already, so the mode must be said when the run begins.
+    mode = {"mode": "disabled" if os.environ.get("WANDB_MODE") == "disabled" else "offline"} if reason else {}
+    logger = WandbLogger(
+        name=name, project=project, save_dir=str(folder), offline=bool(reason), log_model=False, **mode
+    )
     _start(logger)
     return logger
 
