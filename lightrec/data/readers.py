@@ -242,8 +242,8 @@ class _Scan:
         if kind != "parquet" and not lines:
             raise InputError(f"{path}: the file has only blank lines; expected one interaction a line.")
         if kind in ("csv", "tsv"):
-            cells = _cells(lines[0], self.separator, kind == "csv")
-            self.has_header = _is_header(cells, columns) if header is None else header
+            rows = [_cells(line, self.separator, kind == "csv") for line in lines[:2]]
+            self.has_header = _is_header(rows, columns) if header is None else header
         if kind == "jsonl":
             self.keys = _json_keys(path, lines)
         self.width = len(_cells(lines[0], self.separator, kind == "csv")) if self.separator else None
@@ -321,20 +321,24 @@ def _cells(line: str, separator: str, quoted: bool) -> list[str]:
     return next(csv.reader([line], delimiter=separator), []) if quoted else line.split(separator)
 
 
-def _is_header(cells: list[str], columns: Columns) -> bool:
-    """Decides whether the first line holds names.
+def _is_header(rows: list[list[str]], columns: Columns) -> bool:
+    """Decides whether the first of some rows holds names.
 
-    It does if a cell is a usual name or one that was asked for. It does not if a cell is a number or a date, or if
-    columns were asked for by position only.
+    It does if a cell is a usual name or one that was asked for, and does not if a cell is a number or a date. Else it
+    does if the second row has a number or a date, or if columns were not asked for by position.
     """
-    cells = [cell.strip() for cell in cells]
+    first = [cell.strip() for cell in rows[0]]
     given = [str(c) for c in vars(columns).values() if c is not None]
     usual = {word for words in _GUESSES.values() for word in words.split()}
-    if any(cell.lower() in usual for cell in cells) or any(cell in given and not cell.isdigit() for cell in cells):
+    if any(cell.lower() in usual or (cell in given and not cell.isdigit()) for cell in first):
         return True
-    if any(re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|\d{4}-\d\d-\d\d.*", cell) for cell in cells):
+    if any(map(_is_value, first)):
         return False
-    return not given or not all(c.isdigit() for c in given)
+    return any(map(_is_value, rows[1] if len(rows) > 1 else ())) or not given or not all(c.isdigit() for c in given)
+
+
+def _is_value(cell: str) -> bool:
+    return re.fullmatch(r"\s*([-+]?\d+(\.\d*)?([eE][-+]?\d+)?|\d{4}-\d\d-\d\d.*)\s*", cell) is not None
 
 
 def _choose(path: Path, names: list[str], columns: Columns, has_header: bool) -> tuple[dict[str, str], tuple[str, ...]]:

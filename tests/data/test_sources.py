@@ -53,7 +53,7 @@ def served(tmp_path):
             self.wfile.write(content[start:])
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", folder, asked
     server.shutdown()
     server.server_close()
@@ -90,7 +90,7 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path, served):
 def test_another_content_is_refused_and_leaves_nothing(tmp_path, served):
     url, folder, _ = served
     (folder / "toy" / "log.csv").write_bytes(CONTENT.replace(b"u1", b"u9"))
-    with pytest.raises(InputError, match="gave another file than expected"):
+    with pytest.raises(InputError, match="gave a damaged or another file"):
         locate(a_source(f"{url}/toy/log.csv"), tmp_path / "cache")
     assert not list((tmp_path / "cache" / "downloads").rglob("*.*"))
 
@@ -152,10 +152,100 @@ def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path, make, name)
     assert not list(tmp_path.rglob("evil.txt")) and not list((tmp_path / "cache").rglob("good.txt"))
 
 
-def test_a_member_is_unpacked_once(tmp_path):
-    zip_with(tmp_path / "box.zip", "other.txt")
-    path = unpack(tmp_path / "box.zip", "good.txt", tmp_path / "cache")
-    assert path.read_text() == "good" and unpack(tmp_path / "box.zip", "good.txt", tmp_path / "cache") == path
+@pytest.mark.parametrize("make", [tar_with, zip_with])
+def test_one_member_is_unpacked_and_no_other(tmp_path, make):
+    make(tmp_path / "box", "deep/other.txt")
+    path = unpack(tmp_path / "box", "deep/other.txt", tmp_path / "cache")
+    assert path.read_text() == "evil" and [p.name for p in (tmp_path / "cache").iterdir()] == ["other.txt"]
+
+
+def test_a_flipped_byte_in_an_archive_is_said(tmp_path):
+    with zipfile.ZipFile(tmp_path / "box.zip", "w", zipfile.ZIP_DEFLATED) as box:
+        box.writestr("good.txt", CONTENT)
+    content = bytearray((tmp_path / "box.zip").read_bytes())
+    content[200] ^= 0xFF
+    (tmp_path / "box.zip").write_bytes(content)
+    with pytest.raises(InputError, match="box.zip: cannot be unpacked"):
+        unpack(tmp_path / "box.zip", "good.txt", tmp_path / "cache")
+
+
+def packed(path, content, **others):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as box:
+        box.writestr("toy/log.csv", content)
+        for name, text in others.items():
+            box.writestr(name, text)
+
+
+def archive_source():
+    file = File("toy/toy.zip", ("sha256:" + "0" * 64,), inner=("toy/log.csv", (SHA,)))
+    return Source("toy", "Toy log", "free", (Layout(file, member="toy/log.csv"),))
+
+
+def test_an_archive_packed_again_counts_by_its_content(tmp_path):
+    packed(tmp_path / "mirror" / "toy" / "toy.zip", CONTENT, note="packed by somebody else")
+    _, files = locate(archive_source(), tmp_path / "cache", str(tmp_path / "mirror"))
+    assert files["toy/toy.zip"] == tmp_path / "mirror" / "toy" / "toy.zip"
+
+
+def test_an_archive_with_another_content_is_refused(tmp_path):
+    packed(tmp_path / "mirror" / "toy" / "toy.zip", CONTENT + b"u1,i1\n")
+    with pytest.raises(InputError, match="toy.zip is damaged or another file .*log.csv has another sha256"):
+        locate(archive_source(), tmp_path / "cache", str(tmp_path / "mirror"))
+
+
+def test_a_tampered_mirror_leaves_the_cache_as_it_was(tmp_path, served):
+    url, folder, _ = served
+    source = a_source()
+    kept = tmp_path / "cache" / "downloads" / "toy" / "log.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(CONTENT[:100])
+    (folder / "toy" / "log.csv").write_bytes(CONTENT[:-1])
+    with pytest.raises(InputError, match="in the cache is damaged.*is damaged or another file") as caught:
+        locate(source, tmp_path / "cache", str(folder))
+    assert kept.read_bytes() == CONTENT[:100] and "\n" not in str(caught.value)
+
+
+def test_a_connection_that_breaks_keeps_what_came_and_goes_on_next_time(tmp_path, served, monkeypatch):
+    url, _, asked = served
+    source = a_source(f"{url}/toy/log.csv")
+    copy = sources._copy_with_progress
+
+    def breaking(answer, out, name, total, done):
+        out.write(answer.read(700))
+        raise ConnectionResetError("connection reset by peer")
+
+    monkeypatch.setattr(sources, "_copy_with_progress", breaking)
+    with pytest.raises(InputError, match="connection reset"):
+        locate(source, tmp_path / "cache")
+    monkeypatch.setattr(sources, "_copy_with_progress", copy)
+    assert locate(source, tmp_path / "cache")[1]["toy/log.csv"].read_bytes() == CONTENT
+    assert asked == [None, "bytes=700-"]
+
+
+def test_threads_that_want_one_file_fetch_it_once(tmp_path, served):
+    url, _, asked = served
+    source, found = a_source(f"{url}/toy/log.csv"), []
+    threads = [
+        threading.Thread(target=lambda: found.append(locate(source, tmp_path / "cache")[1]["toy/log.csv"]))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.read_bytes() for path in found] == [CONTENT] * 4 and asked == [None]
+
+
+def test_a_mirror_may_be_a_url(tmp_path, served):
+    url, _, _ = served
+    assert locate(a_source(), tmp_path / "cache", url + "/")[1]["toy/log.csv"].read_bytes() == CONTENT
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, served):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.raises(InputError, match="cannot be written.*--data.cache_dir"):
+        locate(a_source(f"{served[0]}/toy/log.csv"), tmp_path / "cache")
 
 
 def test_a_truncated_archive_is_said(tmp_path):
@@ -184,8 +274,18 @@ def test_real_files_have_the_known_hashes(tmp_path, mirror, name):
     assert layout is source.layouts[0] and all(path.is_file() for path in files.values())
 
 
-def test_no_hash_is_not_a_licence_to_skip_counts():
+@pytest.mark.real_data
+def test_half_of_movielens_1m_is_not_served_as_the_whole(tmp_path, mirror):
+    (tmp_path / "mirror" / "ml-1m").mkdir(parents=True)
+    (tmp_path / "mirror" / "ml-1m" / "ml-1m.zip").symlink_to(f"{mirror}/ml-1m/ml-1m-users-1-2999.zip")
+    file = find_source("ml-1m").layouts[0].log
+    cause = sources.mismatch(tmp_path / "mirror" / "ml-1m" / "ml-1m.zip", file)
+    assert cause == "its member ml-1m/ratings.dat has another git than the published one"
+
+
+def test_every_file_is_checked_by_a_hash():
     for name in ("ml-100k", "ml-1m", "ml-1m-sasrec", "ml-latest-small", "ml-20m", "amazon-beauty", "amazon-sports"):
         source = find_source(name)
-        assert source.expect["events"] > 0 or all(layout.log.hashes for layout in source.layouts)
+        assert source.expect["events"] > 0 and source.licence
+        assert all(file.hashes for file in (*(layout.log for layout in source.layouts), *source.companions))
     assert sources.cache_folder("/x").name == "x"
