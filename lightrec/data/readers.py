@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import io
 import itertools
 import json
 import re
@@ -203,6 +204,8 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path}: cannot be opened: {error.strerror}; check its permissions.") from error
     if not start:
         raise InputError(f"{path}: the file is empty; expected one interaction a line.")
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{path}: is UTF-16 text; save it as UTF-8.")
     if start[:2] == b"PK":
         raise InputError(f"{path}: is a zip archive; unpack it and give the path of the log in it.")
 
@@ -361,6 +364,9 @@ def _choose(path: Path, names: list[str], columns: Columns, has_header: bool) ->
         if role not in chosen:
             raise InputError(
                 f"{path}: no {role} column found among {', '.join(names)}; name it: --data.{role}_column NAME."
+                if len(names) > 1
+                else f"{path}: has one column only, {names[0][:80]!r}; expected columns between "
+                f"{'commas' if names[0].count(';') else 'commas or tabs'}: convert it, or set --data.format."
             )
     prefixes = f"{chosen['item']}_list"
     if prefixes in names:
@@ -455,8 +461,8 @@ def _records(scan: _Scan) -> Iterator[tuple[int, bytes, str | None]]:
                 if len(waiting) < used:
                     break
                 whole = record + b"".join(line for _, line in waiting[:used])
-                if whole.count(b'"') % 2 == 0:
-                    if _fault(scan, whole) is None:
+                if (now := _fault(scan, whole)) != _OPEN_QUOTE:
+                    if now is None:
                         record, fault, waiting = whole, None, waiting[used:]
                     break
         yield number, record, fault
@@ -473,12 +479,15 @@ def _fault(scan: _Scan, record: bytes) -> str | None:
     if scan.kind == "jsonl" or scan.width is None or not text.strip():
         return None
     if scan.kind == "csv":
-        if text.count('"') % 2:
-            return _OPEN_QUOTE
         try:
-            cells = next(csv.reader(text.splitlines(keepends=True), strict=True), [])
+            rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
         except csv.Error as error:
-            return str(error)
+            return _OPEN_QUOTE if "unexpected end of data" in str(error) else str(error)
+        if len(rows) > 1:
+            return _OPEN_QUOTE  # the lines after the first are none of its own
+        if text.count('"') % 2:
+            return "a quotation mark stands in a field that has none around it"
+        cells = rows[0]
     else:
         cells = text.split(scan.separator)
     return f"expected {scan.width} fields, found {len(cells)}" if len(cells) > scan.width else None

@@ -128,6 +128,7 @@ def test_the_line_is_counted_as_an_editor_counts(tmp_path, text, place):
     [
         (b"a,x,1,9", "expected 3 fields, found 4"),
         (b'a,"x,1', "a quotation mark is not closed"),
+        (b'a,5" disk,1', "a quotation mark stands in a field that has none around it"),
         (b"a,\xff\xfe,1", "not UTF-8"),
         (b",x,1", "expected a user"),
         (b"a,,1", "expected an item"),
@@ -235,6 +236,7 @@ def test_columns_that_are_there_are_listed_with_the_nearest_first(tmp_path):
     [
         ("log.txt", "196 242 3 881250949\n186 302 3 891717742\n", "looks like columns between blanks"),
         ("log.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\n1\t2 3\t4\n", "holds prefixes"),
+        ("log.csv", "user;item\n1;2\n", "has one column only, 'user;item'; expected columns between commas"),
         ("log.csv", "a,b,c,d,e\n1,2,3,4,5\n", "no user column found among a, b, c, d, e"),
         ("log.csv", "1,2,3,4,5\n", "5 columns without names; say which is which"),
         ("log.csv", "user,item\n", "holds no interaction"),
@@ -249,6 +251,12 @@ def test_a_file_of_another_kind_is_said(tmp_path, name, content, expected):
     with pytest.raises(InputError, match=expected) as caught:
         read_log(written(tmp_path, name, content))
     assert "\n" not in str(caught.value)
+
+
+def test_text_of_another_encoding_is_said(tmp_path):
+    (tmp_path / "log.csv").write_bytes((H + "a,x,1\n").encode("utf-16"))
+    with pytest.raises(InputError, match="is UTF-16 text; save it as UTF-8"):
+        read_log(tmp_path / "log.csv")
 
 
 def test_an_unknown_format_is_said(tmp_path):
