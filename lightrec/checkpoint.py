@@ -206,6 +206,8 @@ class LoadedRecommender:
     protocol: dict | None
     max_length: int | None
     """Most recent items that the model reads; all of a history counts as seen."""
+    data: dict | None = None
+    """What the data module of the training can be built from."""
     unknown: list[tuple[int, str]] = field(default_factory=list)
     """Of the last call: row and external id of each item that the catalog does not hold. They were skipped."""
 
@@ -268,7 +270,7 @@ def load_recommender(path: str | Path, trust: Sequence[str] = ()) -> LoadedRecom
         raise InputError(f"{path} carries no catalog: it was trained without a SequenceDataModule.")
     catalog = _catalog(about["catalog"], path)
     model = build_model(checkpoint, path, trust)
-    return LoadedRecommender(model, catalog, about.get("protocol"), about.get("max_length"))
+    return LoadedRecommender(model, catalog, about.get("protocol"), about.get("max_length"), about.get("data"))
 
 
 def _catalog(packed: Any, path: str | Path) -> Catalog:

@@ -12,9 +12,11 @@ from lightrec import plugins
 from lightrec.checkpoint import LoadedRecommender, load_recommender
 from lightrec.cli.noise import quiet
 from lightrec.cli.options import Options
+from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
 
 _MATCHES_SHOWN = 8
+_HISTORY_SHOWN = 10
 
 
 def run(command: str, argv: list[str]) -> int:
@@ -27,6 +29,7 @@ def run(command: str, argv: list[str]) -> int:
     parser.add_argument("checkpoint", help="a checkpoint that `lightrec fit` wrote")
     parser.add_argument("--items", default="", help="external item ids, oldest first, separated by commas")
     parser.add_argument("--title", action="append", default=[], help="an item by a part of its title; repeat for more")
+    parser.add_argument("--user", help="somebody of the data that the checkpoint was trained on, by external id")
     parser.add_argument("-k", "--k", type=int, default=10, help="length of the list")
     parser.add_argument("--keep_seen", action="store_true", help="leave the items of the history in the ranking")
     options = parser.parse_args(argv)
@@ -34,8 +37,10 @@ def run(command: str, argv: list[str]) -> int:
     loaded = load_recommender(options.checkpoint)
     history = [item.strip() for item in options.items.split(",") if item.strip()]
     history += [_by_title(loaded, text) for text in options.title]
+    if options.user is not None:
+        history = [*_of_user(loaded, options.user), *history]
     if not history:
-        raise InputError("give a history: --items ID,ID,... (oldest first) or --title TEXT.")
+        raise InputError("give a history: --items ID,ID,... (oldest first), --title TEXT or --user ID.")
     (lines,) = loaded.recommend([history], options.k, exclude_seen=not options.keep_seen)
     unknown = [item for _, item in loaded.unknown]
     if len(unknown) == len(history):
@@ -44,15 +49,32 @@ def run(command: str, argv: list[str]) -> int:
     if unknown:
         print(f"unknown and skipped: {', '.join(unknown)}", file=sys.stderr)
     console = Console(highlight=False)
+    known = [i for i in loaded.catalog.encode(history) if i]
+    shown = known[-_HISTORY_SHOWN:]
     past = Table("item", "title")
-    for i in loaded.catalog.encode(history):
-        if i:
-            past.add_row(loaded.catalog.decode(i), loaded.catalog.title(i))
+    for i in shown:
+        past.add_row(loaded.catalog.decode(i), loaded.catalog.title(i))
     best = Table("#", "item", "title", "score")
     for place, line in enumerate(lines, start=1):
         best.add_row(str(place), line.item_id, line.title, f"{line.score:.3f}")
-    console.print("history, oldest first", past, "recommended next", best, sep="\n")
+    part = f", the last {len(shown)} of {len(known)}" if len(shown) < len(known) else ""
+    console.print(f"history, oldest first{part}", past, "recommended next", best, sep="\n")
     return 0
+
+
+def _of_user(loaded: LoadedRecommender, user: str) -> list[str]:
+    """Returns the whole history of somebody in the data, as external item ids."""
+    if loaded.data is None:
+        raise InputError("--user needs the data that the checkpoint was trained on, and it names none; use --items.")
+    data = SequenceDataModule(**loaded.data["init_args"])
+    users = data.prepared.users.to_list()
+    if user not in users:
+        raise InputError(
+            f"--user {user!r} is not in the data{plugins.suggestion(user, users) or ';'} {len(users)} users."
+        )
+    row = users.index(user)
+    start, stop = data.prepared.offsets[row : row + 2]
+    return [data.catalog.decode(int(i)) for i in data.prepared.items[start:stop]]
 
 
 def _by_title(loaded: LoadedRecommender, text: str) -> str:
