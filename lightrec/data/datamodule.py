@@ -131,7 +131,6 @@ class SequenceDataModule(L.LightningDataModule):
         self._max_length, self.train_windows = max_length, train_windows
         self.batch_size, self.batch_tokens, self.eval_batch_size = batch_size, batch_tokens, eval_batch_size
         self.exclude_seen, self.candidates, self.with_times, self.seed = exclude_seen, candidates, with_times, seed
-        self._train_loader: BatchLoader | None = None
 
     def describe(self) -> dict:
         """Returns the primitives that an equal data module can be built from."""
@@ -189,10 +188,15 @@ class SequenceDataModule(L.LightningDataModule):
         rank, world = self._processes()
         lengths = windows.end - windows.begin
         plan = loaders.bucketed_plan(lengths, self.batch_size, self.batch_tokens, self.seed, rank, world)
-        trainer = self.trainer
-        epoch = (lambda: trainer.current_epoch) if trainer is not None else 0
-        self._train_loader = BatchLoader(loaders.training_batches(self._log(), windows), plan, epoch)
-        return self._train_loader
+        make, trainer = loaders.training_batches(self._log(), windows), self.trainer
+        if trainer is None:
+            return BatchLoader(make, plan)
+        return BatchLoader(
+            make,
+            plan,
+            epoch=lambda: trainer.current_epoch,
+            done=lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed,
+        )
 
     def val_dataloader(self) -> BatchLoader:
         return self._evaluation(self.split.val, "validation")
@@ -221,8 +225,7 @@ class SequenceDataModule(L.LightningDataModule):
             weights = np.ones(self.num_items + 1) if kind.startswith("uniform") else self.item_counts.numpy()
             draw = loaders.sampled_candidates(log, part, weights, int(kind.rpartition("-")[2]), self.seed)
         make = loaders.evaluation_batches(log, part, self.max_length, self.exclude_seen and kind == "full", draw)
-        lengths = np.minimum(part.end - part.begin, self.max_length)
-        return BatchLoader(make, loaders.exact_plan(lengths, self.eval_batch_size, rank, world))
+        return BatchLoader(make, loaders.exact_plan(part.end - part.begin, self.eval_batch_size, rank, world))
 
     def _log(self) -> Log:
         if self.with_times and self.prepared.times is None:

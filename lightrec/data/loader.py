@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from lightrec.data.batch import Batch
 from lightrec.data.splits import Part
+from lightrec.errors import InputError
 
 _POOL = 16  # batches whose rows are sorted by length together
 
@@ -64,10 +66,15 @@ def training_windows(train: Part, max_length: int, mode: str) -> Windows:
 class BatchLoader:
     """Iterates over batches; knows its length, its epoch and where it stands.
 
+    A pass begins at the first batch of its epoch, however the pass before ended (a limit, a sanity check, an error),
+    unless `load_state_dict` told it where to go on.
+
     Args:
         make: builds a batch from row numbers.
-        plan: gives the row numbers of every batch of an epoch, for this process.
+        plan: gives the row numbers of every batch of an epoch, for this process; equally many in every epoch.
         epoch: the epoch to begin with; a callable is asked at every start (the Trainer knows best).
+        done: how many batches of this epoch were learned from; None counts those that were handed out. An error can
+            fall between the two, and a checkpoint of that moment must not skip the batch.
     """
 
     def __init__(
@@ -75,9 +82,11 @@ class BatchLoader:
         make: Callable[[np.ndarray], Batch],
         plan: Callable[[int], list[np.ndarray]],
         epoch: int | Callable[[], int] = 0,
+        done: Callable[[], int] | None = None,
     ):
-        self._make, self._plan, self._epoch = make, plan, epoch
-        self._next = 0
+        self._make, self._plan, self._epoch, self._done = make, plan, epoch, done
+        self._taken = 0
+        self._resume: dict | None = None
         self._planned: tuple[int, list[np.ndarray]] | None = None
 
     @property
@@ -99,20 +108,36 @@ class BatchLoader:
         return len(self.batches())
 
     def __iter__(self) -> Iterator[Batch]:
-        planned, start = self.batches(), self._next
-        self._next = 0
+        # A generator, so that nothing happens before the first batch is taken: the Trainer asks for an iterator when it
+        # does not know its epoch yet, and may ask again.
+        planned, resume, self._resume = self.batches(), self._resume, None
+        start = resume["next"] if resume and resume.get("epoch", self.epoch) == self.epoch else 0
         for i in range(start, len(planned)):
             batch = self._make(planned[i])
-            self._next = (i + 1) % len(planned)
+            self._taken = (i + 1) % len(planned)
             yield batch
 
     def state_dict(self) -> dict:
         """Returns where the pass stands, so that a new loader goes on with the next batch."""
-        return {"next": self._next}
+        taken = self._taken if self._done is None else self._done()
+        return {"epoch": self.epoch, "next": taken, "batches": len(self)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Goes on where `state_dict` was taken."""
-        self._next = int(state["next"])
+        """Goes on where `state_dict` was taken.
+
+        Raises:
+            InputError: it was taken within an epoch of another number of batches.
+        """
+        if not callable(self._epoch):
+            self._epoch = state.get("epoch", self._epoch)
+        batches = state.get("batches", len(self))
+        if 0 < state["next"] < batches != len(self):
+            raise InputError(
+                f"the checkpoint stands at batch {state['next']} of {batches} in its epoch, but an epoch now has "
+                f"{len(self)} batches: resume with the --data flags and --trainer.devices of that run, or from an "
+                "epoch's end."
+            )
+        self._resume, self._taken = state, state["next"]
 
 
 def bucketed_plan(
@@ -125,60 +150,99 @@ def bucketed_plan(
 ) -> Callable[[int], list[np.ndarray]]:
     """Plans training epochs: shuffled, then rows of like length together, so that little is padded.
 
-    The order is a function of (seed, epoch, world). All processes plan the same global batches, of `world` times
-    `batch_size` rows, and take every `world`-th row; a batch that does not divide lends some of its rows twice, so that
-    every process has equally many.
+    The order is a function of (seed, epoch, world), the number of batches of (lengths, limits, world) only: a Trainer
+    counts batches once, and would cut longer epochs and never validate after shorter ones. All processes plan the same
+    global batches, of `world` times `batch_size` rows, and take every `world`-th row. A batch of fewer rows than there
+    are processes lends some of them twice, so that nobody has nothing to do.
 
     Args:
         lengths: [R], items of each row.
         batch_size: most rows in a batch of one process.
-        batch_tokens: most padded items in a batch of one process; None leaves it to `batch_size`.
+        batch_tokens: most padded items in a batch of one process (a longer row is a batch of its own); None leaves it
+            to `batch_size`.
         seed: of the shuffle.
         rank: this process.
         world: number of processes.
     """
+    size = batch_size * world
+    if batch_tokens is None:
+        pools = partial(_random_pools, lengths, size)
+    else:
+        pools = _even_pools(lengths, size, batch_tokens, world)
 
     def plan(epoch: int) -> list[np.ndarray]:
         draw = np.random.default_rng([seed, epoch])
-        order = draw.permutation(len(lengths))
-        size = batch_size * world
-        batches: list[np.ndarray] = []
-        for start in range(0, len(order), size * _POOL):
-            pool = order[start : start + size * _POOL]
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
-            batches += _cut(pool, lengths[pool], size, None if batch_tokens is None else batch_tokens * world)
+        batches = pools(draw)
         batches = [batches[i] for i in draw.permutation(len(batches))]
         if world == 1:
             return batches
-        return [np.resize(rows, -(-len(rows) // world) * world)[rank::world] for rows in batches]
+        return [(rows if len(rows) >= world else np.resize(rows, world))[rank::world] for rows in batches]
 
     return plan
 
 
-def _cut(rows: np.ndarray, lengths: np.ndarray, size: int, tokens: int | None) -> list[np.ndarray]:
-    if tokens is None:
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
-    out, start = [], 0
-    for i in range(1, len(rows) + 1):  # sorted, so the last row of a batch is its longest
-        if i == len(rows) or i - start >= size or (i - start + 1) * lengths[i] > tokens:
-            out.append(rows[start:i])
-            start = i
-    return out
+def _random_pools(lengths: np.ndarray, size: int, draw: np.random.Generator) -> list[np.ndarray]:
+    """Sorts pools of random rows by length and cuts them into batches of `size` rows."""
+    order = draw.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), size * _POOL):
+        pool = order[start : start + size * _POOL]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+    return batches
+
+
+def _even_pools(
+    lengths: np.ndarray, size: int, tokens: int, world: int
+) -> Callable[[np.random.Generator], list[np.ndarray]]:
+    """Cuts pools that all have rows of about the same lengths, at the same places in every epoch.
+
+    The rows, in order of length, are dealt to the pools at random, one each in every round; a round is as long as its
+    longest row. So the places of the cuts depend on the lengths only, and with them the number of batches.
+    """
+    by_length = np.argsort(lengths, kind="stable")
+    num_pools = max(1, -(-len(lengths) // (size * _POOL)))
+    empty = -len(lengths) % num_pools  # places of the first round that stay empty
+    width = lengths[by_length][num_pools - 1 - empty :: num_pools]
+    cuts = [0]
+    for i in range(len(width)):
+        rows = i + 1 - cuts[-1]
+        if rows > 1 and (rows > size or -(-rows // world) * width[i] > tokens):
+            cuts.append(i)
+
+    def pools(draw: np.random.Generator) -> list[np.ndarray]:
+        order = draw.permutation(len(lengths))
+        order = order[np.argsort(lengths[order], kind="stable")]  # equal lengths meet others in every epoch
+        rounds = np.concatenate([np.full(empty, -1), order]).reshape(-1, num_pools)
+        columns = draw.permuted(rounds, axis=1).T
+        batches = [rows for pool in columns for rows in np.split(pool, cuts[1:])]
+        batches = [rows[rows >= 0] for rows in batches]
+        return [rows for rows in batches if len(rows)]
+
+    return pools
 
 
 def exact_plan(
     lengths: np.ndarray, batch_size: int, rank: int = 0, world: int = 1
 ) -> Callable[[int], list[np.ndarray]]:
-    """Plans an evaluation: by length, every row on exactly one process, at least one (perhaps empty) batch on each."""
+    """Plans an evaluation: by length, every row on exactly one process, at least one (perhaps empty) batch on each.
+
+    Args:
+        lengths: [R], whole histories: what is seen is padded too, and is longer than what is shown.
+        batch_size: rows in a batch.
+        rank: this process.
+        world: number of processes.
+    """
     order = np.argsort(lengths, kind="stable")[rank::world]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)] or [order]
     return lambda epoch: batches
 
 
 def gather(array: np.ndarray, begin: np.ndarray, end: np.ndarray) -> torch.Tensor:
-    """Cuts rows array[begin:end] into a right-padded int64 tensor [B, longest]."""
+    """Cuts rows array[begin:end] into a right-padded int64 tensor [B, longest]; [0, 1] if there is no row, because a
+    recurrent network takes an empty batch but no empty sequence."""
     lengths = end - begin
-    width = int(lengths.max()) if len(lengths) else 0
+    width = int(lengths.max()) if len(lengths) else 1
     column = np.arange(width)
     inside = column < lengths[:, None]
     places = np.minimum(begin[:, None] + column, max(0, len(array) - 1))

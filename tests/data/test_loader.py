@@ -16,6 +16,7 @@ from lightrec.data.loader import (
     training_windows,
 )
 from lightrec.data.splits import leave_one_out
+from lightrec.errors import InputError
 
 OFFSETS = np.array([0, 9, 12, 13, 20])
 ITEMS = np.arange(1, 21, dtype=np.int32)
@@ -90,14 +91,48 @@ def test_buckets_leave_little_padding():
 )
 def test_batches_keep_their_limits_and_processes_their_step(lengths, size, tokens, world):
     lengths = np.array(lengths)
-    plans = [bucketed_plan(lengths, size, tokens, 0, rank, world)(5) for rank in range(world)]
-    assert len({len(plan) for plan in plans}) == 1
-    for step in zip(*plans, strict=True):
-        assert len({len(rows) for rows in step}) == 1
-        assert len(step[0]) <= size
-        if tokens is not None and world == 1:
-            assert len(step[0]) * lengths[step[0]].max() <= max(tokens, lengths[step[0]].max())
-    assert set(np.concatenate([rows for plan in plans for rows in plan])) == set(range(len(lengths)))
+    plans = [bucketed_plan(lengths, size, tokens, 0, rank, world) for rank in range(world)]
+    ranks = [plan(5) for plan in plans]
+    assert {len(batches) for batches in ranks} == {len(plans[0](6))}  # in every process and every epoch
+    for step in zip(*ranks, strict=True):
+        assert all(1 <= len(rows) <= size for rows in step)
+        assert max(map(len, step)) - min(map(len, step)) <= 1
+        if tokens is not None:
+            assert all(len(rows) == 1 or len(rows) * lengths[rows].max() <= tokens for rows in step)
+    taken = np.bincount(np.concatenate([rows for batches in ranks for rows in batches]), minlength=len(lengths))
+    assert (taken >= 1).all()
+    if world == 1:
+        assert (taken == 1).all()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("tokens", [None, 400])
+def test_processes_share_the_batches_of_one(world, tokens):
+    alone = bucketed_plan(LENGTHS, 12 * world, None if tokens is None else tokens * world, seed=1)(0)
+    shares = [bucketed_plan(LENGTHS, 12, tokens, 1, rank, world)(0) for rank in range(world)]
+    if tokens is None:  # a budget is kept by each process, which cuts a little earlier than one process would
+        for whole, *parts in zip(alone, *shares, strict=True):
+            assert len(whole) >= world  # else one row would be lent twice
+            assert sorted(np.concatenate(parts)) == sorted(whole)
+    assert sorted(np.concatenate([rows for share in shares for rows in share])) == list(range(1000))
+
+
+def test_a_batch_smaller_than_the_processes_leaves_none_without_a_row():
+    shares = [bucketed_plan(np.array([5, 7]), 4, None, 0, rank, 3)(0) for rank in range(3)]
+    assert [len(rows) for share in shares for rows in share] == [1, 1, 1]
+    assert set(np.concatenate([rows for share in shares for rows in share])) == {0, 1}
+
+
+def test_a_token_budget_leaves_the_number_of_batches_alone_over_epochs():
+    lengths = np.minimum(np.random.default_rng(0).geometric(0.02, 5000) + 2, 200)
+    plan = bucketed_plan(lengths, 32, 2000, seed=0)
+    epochs = [plan(epoch) for epoch in range(5)]
+    assert len({len(batches) for batches in epochs}) == 1
+    for batches in epochs:
+        assert sorted(np.concatenate(batches).tolist()) == list(range(5000))
+        assert sum(len(rows) * lengths[rows].max() for rows in batches) < 1.1 * lengths.sum()
+    partners = [{frozenset((rows[0], row)) for rows in batches for row in rows[1:]} for batches in epochs]
+    assert len(partners[0] & partners[1]) < 0.05 * len(partners[0])  # rows meet others in every epoch
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -112,6 +147,7 @@ def test_a_process_without_rows_yields_an_empty_batch():
     loader = BatchLoader(evaluation_batches(Log(ITEMS), SPLIT.test, 3, True), exact_plan(np.array([3, 3]), 4, 2, 3))
     (batch,) = loader
     assert len(batch) == 0 and len(loader) == 1
+    assert batch.item_ids.shape == (0, 1)  # a recurrent network takes no sequence of length 0
 
 
 def make(rows):
@@ -130,10 +166,37 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch():
     assert list(second) == whole  # and only the first pass after a resume is cut short
 
 
-def test_a_pass_that_ended_leaves_no_trace():
+def test_a_pass_that_ended_or_was_left_leaves_no_trace():
     loader = BatchLoader(make, bucketed_plan(LENGTHS, 32, None, seed=1))
-    list(loader)
-    assert loader.state_dict() == {"next": 0}
+    whole = list(loader)
+    assert loader.state_dict() == {"epoch": 0, "next": 0, "batches": 32}
+    assert [batch for batch, _ in zip(loader, range(3), strict=False)] == whole[:3]
+    iter(loader)
+    assert list(loader) == whole
+
+
+def test_a_place_counts_in_its_own_epoch_only():
+    plan, epoch = bucketed_plan(LENGTHS, 32, None, seed=1), 4
+    loader = BatchLoader(make, plan, lambda: epoch)
+    loader.load_state_dict({"epoch": 3, "next": 5, "batches": 32})
+    assert list(loader) == [rows.tolist() for rows in plan(4)]
+
+
+def test_a_batch_that_was_not_learned_from_is_not_counted():
+    learned = 0
+    loader = BatchLoader(make, bucketed_plan(LENGTHS, 32, None, seed=1), done=lambda: learned)
+    iterator = iter(loader)
+    next(iterator)
+    assert loader.state_dict()["next"] == 0
+    learned = 1
+    assert loader.state_dict()["next"] == 1
+
+
+def test_a_place_in_other_data_is_refused():
+    loader = BatchLoader(make, bucketed_plan(LENGTHS, 16, None, seed=1))
+    with pytest.raises(InputError, match="stands at batch 5 of 32 in its epoch, but an epoch now has 63 batches"):
+        loader.load_state_dict({"epoch": 0, "next": 5, "batches": 32})
+    loader.load_state_dict({"epoch": 0, "next": 32, "batches": 32})  # between epochs nothing is lost
 
 
 def test_the_epoch_may_be_asked_from_whoever_knows_it():
