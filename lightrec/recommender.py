@@ -64,9 +64,14 @@ class SequenceRecommender(Configurable, L.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_step(batch_idx)
         loss = self.loss(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch))
+        self._log_loss(loss.detach(), len(batch))
         return loss
 
+    @torch.compiler.disable  # bookkeeping, which torch.compile cannot trace and should not
+    def _log_loss(self, loss: Tensor, batch_size: int) -> None:
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=batch_size)
+
+    @torch.compiler.disable
     def _seed_step(self, batch_idx: int) -> None:
         """Makes the randomness of a step a function of (seed, epoch, step, rank): resuming is then exact anywhere."""
         seed = getattr(getattr(self.trainer, "datamodule", None), "seed", 0) or 0
