@@ -53,3 +53,12 @@ def test_a_built_in_keeps_the_contract(factory, check):
 def test_every_declared_model_was_checked():
     missing = [p.name for p in plugins.installed("models") if p.builtin and p.name not in FACTORIES]
     assert not missing, f"declared in pyproject.toml but not in the package: {', '.join(missing)}"
+
+
+def test_the_markov_floor_finds_the_toy_rule_by_counting_once():
+    testing.check_learns_toy_rule(FACTORIES["Markov"], train_windows="all", epochs=1, least=0.6)
+
+
+def test_the_popularity_floor_does_not():
+    with pytest.raises(AssertionError, match="Popularity did not find the rule"):
+        testing.check_learns_toy_rule(FACTORIES["Popularity"], train_windows="all", epochs=1)
