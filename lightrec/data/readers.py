@@ -6,6 +6,7 @@ the columns in use are ever held. Where polars gives up on a text file, a slow s
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import gzip
@@ -242,6 +243,11 @@ class _Scan:
         self.separator = {"csv": ",", "tsv": "\t", "inter": "\t", "dat": "::"}.get(kind)
         self.has_header = kind in ("parquet", "inter", "jsonl")
         lines = [] if kind == "parquet" else _first_lines(path, 100)
+        self.leading = 0  # blank lines, before names or data
+        if self.separator not in (None, "::"):
+            self.leading = next(
+                (i for i, line in enumerate(_binary_lines(path)) if line.strip(b"\xef\xbb\xbf \t\r\n")), 0
+            )
         if kind != "parquet" and not lines:
             raise InputError(f"{path}: the file has only blank lines; expected one interaction a line.")
         if kind in ("csv", "tsv"):
@@ -260,7 +266,7 @@ class _Scan:
     @property
     def first_line(self) -> int:
         """Line number, from 1, of row 0."""
-        return 2 if self.has_header and self.kind not in ("parquet", "jsonl") else 1
+        return self.leading + (2 if self.has_header and self.kind not in ("parquet", "jsonl") else 1)
 
     def frame(self, path: Path | None = None) -> pl.LazyFrame:
         """Scans the file, or a cleaned copy of it."""
@@ -272,14 +278,17 @@ class _Scan:
                 path,
                 separator=self.separator,
                 has_header=self.has_header,
+                skip_lines=self.leading,
                 infer_schema=False,
                 quote_char='"' if self.kind == "csv" else None,
-                new_columns=None if self.has_header else [f"column_{i}" for i in range(self.width)],
+                schema=None if self.has_header else {f"column_{i}": pl.String for i in range(self.width)},
             )
             if self.kind == "inter":  # RecBole writes name:type
                 frame = frame.rename(lambda name: name.split(":")[0])
             return frame
         lines = _scan_lines(path)
+        if self.kind == "sequence":
+            return lines
         if self.kind == "jsonl":
             fields = {key: pl.col("line").str.json_path_match(_json_path(key)) for key in self.keys}
         else:
@@ -296,9 +305,7 @@ _TEXT_EXPR = (pl.col("line").str.strip_chars() != "").fill_null(False)
 
 def _scan_lines(path: Path) -> pl.LazyFrame:
     # No text file holds the byte 1, so that each line is one field; blank lines are null.
-    return pl.scan_csv(
-        path, separator="\x01", has_header=False, infer_schema=False, quote_char=None, new_columns=["line"]
-    )
+    return pl.scan_csv(path, separator="\x01", has_header=False, schema={"line": pl.String}, quote_char=None)
 
 
 def _json_keys(path: Path, lines: list[str]) -> list[str]:
@@ -321,7 +328,10 @@ def _json_path(key: str) -> str:
 
 
 def _cells(line: str, separator: str, quoted: bool) -> list[str]:
-    return next(csv.reader([line], delimiter=separator), []) if quoted else line.split(separator)
+    if quoted:
+        with contextlib.suppress(csv.Error):
+            return next(csv.reader(io.StringIO(line, newline=""), delimiter=separator), [])
+    return line.split(separator)
 
 
 def _is_header(rows: list[list[str]], columns: Columns) -> bool:
@@ -404,14 +414,14 @@ def _collect(scan: _Scan, chosen: dict[str, str], on_error: OnError) -> tuple[pl
     try:
         return pick(scan.frame()).collect(engine="streaming"), 0
     except _FAILURES as error:
-        if on_error == "raise" or scan.separator is None:
+        if on_error == "raise" or scan.kind == "parquet":
             _explain(scan, error)
         with tempfile.TemporaryDirectory(prefix="lightrec-") as folder:
             copy, skipped = Path(folder, "log"), 0
             with copy.open("wb") as out:
                 for number, record, fault in _records(scan):
                     skipped += fault is not None
-                    is_names = number == 1 and scan.has_header
+                    is_names = number == scan.leading + 1 and scan.has_header
                     out.write(record if fault is None or is_names else b"\n" * record.count(b"\n"))  # keeps numbers
             try:
                 return pick(scan.frame(copy)).collect(engine="streaming"), skipped
@@ -476,7 +486,9 @@ def _fault(scan: _Scan, record: bytes) -> str | None:
         text = record.decode("utf-8").strip("\r\n\ufeff")
     except UnicodeDecodeError:
         return "it is not UTF-8 text"
-    if scan.kind == "jsonl" or scan.width is None or not text.strip():
+    if scan.kind in ("jsonl", "dat", "sequence") and b"\x01" in record:
+        return "it holds the control character 1"
+    if scan.width is None or not text.strip():
         return None
     if scan.kind == "csv":
         try:
@@ -609,15 +621,9 @@ def _from_text(column: pl.Series) -> pl.Series:
 
 def _read_sequence(path: Path, on_error: OnError) -> Log:
     """Reads lines of a user and one or more of the user's items, in order."""
-    lines = _scan_lines(path).with_row_index("line_number").filter(pl.col("line").str.strip_chars() != "")
+    lines, skipped = _collect(_Scan(path, "sequence", Columns(), header=False), {"line": "line"}, on_error)
     words = pl.col("line").str.extract_all(r"\S+")
-    frame = lines.select("line_number", user=words.list.first(), item=words.list.slice(1))
-    try:
-        table = frame.collect(engine="streaming")
-    except _FAILURES as error:
-        raise InputError(
-            f"{path}: cannot be read as sequence: {_one_line(error)}; is it complete UTF-8 text?"
-        ) from error
+    table = lines.select("row", user=words.list.first(), item=words.list.slice(1)).filter(pl.col("user").is_not_null())
     if not len(table):
         raise InputError(f"{path}: the log holds no interaction; expected a user and items in each line.")
     usual = {role: set(_GUESSES[role].split()) for role in ("user", "item")}
@@ -634,7 +640,7 @@ def _read_sequence(path: Path, on_error: OnError) -> Log:
         )
     table = table.filter(~empty) if count else table
     events = table.select("user", "item").explode("item").with_row_index("row")
-    return Log(events.lazy(), {"user": "first word", "item": "other words"}, "sequence", skipped=count)
+    return Log(events.lazy(), {"user": "first word", "item": "other words"}, "sequence", skipped=skipped + count)
 
 
 def _one_line(error: Exception) -> str:

@@ -116,6 +116,8 @@ H = "user,item,time\n"
         (H + 'a,"x\n\ny",1\nb,y,soon\n', "line 5 "),
         (H.replace("\n", "\r\n") + "a,x,1\r\nb,y,soon\r\n", "line 3 "),
         ("a,x,1\nb,y,soon\n", "line 2 "),
+        ("\n \n" + H + "a,x,1\nb,y,soon\n", "line 5 "),
+        ("\n\na,x,1\nb,y,soon\n", "line 4 "),
     ],
 )
 def test_the_line_is_counted_as_an_editor_counts(tmp_path, text, place):
@@ -164,6 +166,25 @@ def test_faulty_lines_of_other_formats_are_found_too(tmp_path, name, good, bad):
     with pytest.raises(InputError, match="line 3 "):
         read_log(path)
     assert read_log(path, on_error="skip").skipped == 1
+
+
+@pytest.mark.parametrize(
+    "name,line",
+    [
+        ("log.txt", b"a x y"),
+        ("log.dat", b"a::x"),
+        ("log.tsv", b"1\tx"),
+        ("log.jsonl", b'{"user": "a", "item": "x"}'),
+    ],
+)
+@pytest.mark.parametrize("damage", [b"\xff", b"\xc3("])
+def test_bytes_that_are_no_text_are_a_fault_in_every_format(tmp_path, name, line, damage):
+    path = tmp_path / name
+    path.write_bytes(line + b"\n" + line.replace(b"x", damage) + b"\n" + line + b"\n")
+    with pytest.raises(InputError, match="line 2 cannot be read .*not UTF-8"):
+        read_log(path)
+    log = read_log(path, on_error="skip")
+    assert log.skipped == 1 and set(log.frame.collect()["item"]) <= {"x", "y"}
 
 
 def test_a_row_of_parquet_without_an_item_is_named(tmp_path):
