@@ -42,6 +42,30 @@ FIELDS = {
 }
 
 
+def busy_share(seconds: float = 0.5) -> float:
+    """Returns the share of all cores that did something during the next `seconds`."""
+
+    def ticks() -> list[int]:
+        with open("/proc/stat") as f:
+            return [int(x) for x in f.readline().split()[1:9]]
+
+    before = ticks()
+    time.sleep(seconds)
+    spent = [b - a for a, b in zip(before, ticks(), strict=True)]
+    return 1 - (spent[3] + spent[4]) / max(1, sum(spent))  # idle, and idle while waiting for a disk
+
+
+def wait_until_quiet(limit: float, patience: float) -> float:
+    """Waits for the machine to be idle, but not longer than `patience` seconds; returns the last share that was seen.
+
+    The load average cannot tell: it forgets what ran before only after minutes.
+    """
+    end = time.monotonic() + patience
+    while (share := busy_share()) > limit and time.monotonic() < end:
+        time.sleep(1)
+    return round(share, 3)
+
+
 def run_job(job: str, a: argparse.Namespace, common: list[str], round_: int) -> dict | None:
     """Runs one job once; returns its line, or None after saying on stderr why there is none."""
     name, command = job.split("=", 1)
@@ -53,6 +77,7 @@ def run_job(job: str, a: argparse.Namespace, common: list[str], round_: int) -> 
     environment = os.environ | ({"GLIBC_TUNABLES": TUNED} if a.malloc == "tuned" else {})
     # Options of the job come last, and so win over the common ones.
     full = [python, str(HERE / script), "--data", str(a.data.resolve()), *common, *options]
+    busy = wait_until_quiet(a.quiet, a.patience)
     start = time.perf_counter()
     try:
         done = subprocess.run(full, capture_output=True, text=True, timeout=a.timeout, env=environment)
@@ -64,7 +89,8 @@ def run_job(job: str, a: argparse.Namespace, common: list[str], round_: int) -> 
         print(f"# {name}: exit code {done.returncode}\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
         return None
     wall = round(time.perf_counter() - start, 1)
-    row = {"job": name, "round": round_, "wall_s": wall, "malloc_setting": a.malloc, **json.loads(lines[-1])}
+    run = {"job": name, "round": round_, "wall_s": wall, "malloc_setting": a.malloc, "busy_before": busy}
+    row = run | json.loads(lines[-1])
     print(f"# {name}: {wall} s, {row['targets_per_s']:,} targets/s", file=sys.stderr, flush=True)
     return row
 
@@ -95,6 +121,8 @@ def table(rows: list[dict], base: str) -> str:
     for field, title in FIELDS.items():
         if any(values[job, field] for job in jobs):
             out.append(f"| {title} | " + " | ".join(cell(values[job, field]) for job in jobs) + " |")
+    busy = {job: [row["busy_before"] for row in rows if row["job"] == job] for job in jobs}
+    out.append("| busy before | " + " | ".join(f"{max(busy[job]):.0%}" for job in jobs) + " |")
     out.append("| load average | " + " | ".join(f"{min(loads[job])}–{max(loads[job])}" for job in jobs) + " |")
     ratios = [f for f in ("targets_per_s", "targets_per_cpu_s", "eval_users_per_s", "train_rss_mb") if base in jobs]
     for field in ratios:
@@ -118,6 +146,8 @@ def main() -> None:
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--job", action="append", required=True, metavar="NAME[@ROUNDS]=PYTHON:SCRIPT OPTIONS")
     run.add_argument("--malloc", choices=["default", "tuned"], default="default")
+    run.add_argument("--quiet", type=float, default=0.05, help="begin a job when less of the machine is busy")
+    run.add_argument("--patience", type=float, default=20, help="seconds to wait for that")
     run.add_argument("--timeout", type=int, default=600, help="seconds a job may take")
     show = commands.add_parser("table")
     show.add_argument("out", type=Path)

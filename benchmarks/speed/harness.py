@@ -160,12 +160,8 @@ class Answers:
 
         events = np.loadtxt(a.data, skiprows=1, usecols=(0, 1, 3), delimiter="\t", dtype=np.int64)
         events = events[events[:, 2].argsort(kind="stable")]
-        self.target: dict[int, int] = {}
-        self.seen: dict[int, set[int]] = {}
-        for user, item, _ in events.tolist():
-            if user in self.target:
-                self.seen.setdefault(user, set()).add(self.target[user])
-            self.target[user] = item
+        last = np.flatnonzero(np.diff(np.append(events[:, 0], -1)))  # ranks sort by user first
+        self.target: dict[int, int] = dict(events[last, :2].tolist())
         train = np.unique(events[:, 0], return_counts=True)[1] - 2  # the last two events are held out
         cut = np.minimum(train - 1, a.max_length)
         self.epoch_targets = int(cut.sum())
