@@ -23,9 +23,10 @@ from lightrec.data.splits import (
     Split,
     SplitName,
     TimelineTargets,
+    count_events,
+    date,
     global_timeline,
     leave_one_out,
-    training_counts,
 )
 from lightrec.errors import InputError
 
@@ -110,14 +111,19 @@ class SequenceDataModule(L.LightningDataModule):
         self._init_args = {
             name: given[name] for name in list(inspect.signature(SequenceDataModule.__init__).parameters)[1:]
         }
-        for name in ("max_length", "batch_size", "batch_tokens", "eval_batch_size"):
-            if given[name] is not None and given[name] < 1:
-                raise InputError(f"--data.{name} ({given[name]}) must be at least 1.")
-        if batch_tokens is not None and max_length is not None and batch_tokens < max_length + 1:
-            raise InputError(
-                f"--data.batch_tokens ({batch_tokens}) must hold one row of max_length + 1 ({max_length + 1}) events."
-            )
-        for name, known in (("split", SplitName), ("train_windows", TrainWindows), ("candidates", Candidates)):
+        for name, least in (
+            ("max_length", 1), ("batch_size", 1), ("batch_tokens", 2), ("eval_batch_size", 1), ("seed", 0)
+        ):  # fmt: skip
+            if given[name] is not None and given[name] < least:
+                raise InputError(f"--data.{name} ({given[name]}) must be at least {least}.")
+        if batch_tokens is not None and max_length is not None:
+            _check_budget(batch_tokens, max_length)
+        for name, known in (
+            ("split", SplitName),
+            ("timeline_targets", TimelineTargets),
+            ("train_windows", TrainWindows),
+            ("candidates", Candidates),
+        ):
             if given[name] not in known.__args__:
                 raise InputError(f"--data.{name} {given[name]!r} is unknown; choose {', '.join(known.__args__)}.")
         if not source and path is None:
@@ -173,12 +179,15 @@ class SequenceDataModule(L.LightningDataModule):
     @cached_property
     def item_counts(self) -> torch.Tensor:
         """[num_items + 1] int64, events of each item in training; 0 for padding."""
-        return torch.from_numpy(training_counts(self.prepared.items, self.split.train, self.num_items))
+        train = self.split.train
+        return torch.from_numpy(count_events(self.prepared.items, train.begin, train.end, self.num_items))
 
     def prepare_data(self) -> None:
         _ = self.prepared
 
     def train_dataloader(self) -> BatchLoader:
+        if self.batch_tokens is not None:
+            _check_budget(self.batch_tokens, self.max_length)  # which may be the source's
         windows = loaders.training_windows(self.split.train, self.max_length, self.train_windows)
         if not len(windows):
             raise InputError(
@@ -213,11 +222,7 @@ class SequenceDataModule(L.LightningDataModule):
 
     def _evaluation(self, part: Part, name: str, candidates: str | None = None) -> BatchLoader:
         if not len(part):
-            lengths = np.diff(self.prepared.offsets)
-            raise InputError(
-                f"no user to ask in the {name} part: of {self.num_users} users the longest history has {lengths.max()} "
-                f"events (leave_one_out needs 3); --data.split is {self.split_name}."
-            )
+            raise InputError(self._why_nobody(name))
         rank, world = self._processes()
         kind = self.candidates if candidates is None else candidates
         log, draw = self._log(), None
@@ -226,6 +231,24 @@ class SequenceDataModule(L.LightningDataModule):
             draw = loaders.sampled_candidates(log, part, weights, int(kind.rpartition("-")[2]), self.seed)
         make = loaders.evaluation_batches(log, part, self.max_length, self.exclude_seen and kind == "full", draw)
         return BatchLoader(make, loaders.exact_plan(part.end - part.begin, self.eval_batch_size, rank, world))
+
+    def _why_nobody(self, name: str) -> str:
+        if self.split_name == "leave_one_out":
+            return (
+                f"no user to ask in the {name} part: of {self.num_users} users the longest history has "
+                f"{np.diff(self.prepared.offsets).max()} events, and --data.split leave_one_out needs 3."
+            )
+        short, facts, times = "val" if name == "validation" else "test", self.split.facts, self.prepared.times
+        return (
+            f"no user to ask in the {name} part: {facts['users_without_history'][short]} of {self.num_users} users "
+            f"have events in it (--data.{short}_from is {date(facts[f'{short}_from'])}) and none of them any before; "
+            f"the log runs from {date(times.min())} to {date(times.max())}."
+        )
+
+    def _count_cold(self, part: Part) -> int:
+        """Counts the targets that are asked for and were never seen in training."""
+        targets = count_events(self.prepared.items, part.end, part.stop, self.num_items)
+        return int(targets[self.item_counts.numpy() == 0].sum())
 
     def _log(self) -> Log:
         if self.with_times and self.prepared.times is None:
@@ -254,6 +277,7 @@ class SequenceDataModule(L.LightningDataModule):
             "columns": meta["columns"],
             "targets_sha256": targets_hash(self.prepared, self.split.test),
             "num_test_rows": len(self.split.test),
+            "cold_test_targets": self._count_cold(self.split.test),
             **self.split.facts,
             "git_commit": git_commit(),
             "versions": versions(),
@@ -278,3 +302,10 @@ class SequenceDataModule(L.LightningDataModule):
                 "leave_one_out: comparable with the literature; it learns from events later than some targets "
                 "(--data.split global_timeline does not)."
             )
+
+
+def _check_budget(batch_tokens: int, max_length: int) -> None:
+    if batch_tokens < max_length + 1:
+        raise InputError(
+            f"--data.batch_tokens ({batch_tokens}) must hold one row of max_length + 1 ({max_length + 1}) events."
+        )

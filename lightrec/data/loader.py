@@ -305,6 +305,9 @@ def sampled_candidates(
     """Returns a function from row numbers to candidates [B, T + count]: the targets, then items that are neither among
     them nor in the history, drawn without replacement by weight. A row's draw depends on (seed, user) only.
 
+    Draws with replacement are draws without, once repeated ones are passed over; so a few of them are made first, and
+    all items are gone through only for what is then missing.
+
     Args:
         log: items.
         part: histories and targets.
@@ -314,17 +317,23 @@ def sampled_candidates(
     """
     weights = weights.astype(np.float64)
     weights[0] = 0.0
+    upto = np.cumsum(weights)
 
     def draw(row: int) -> np.ndarray:
-        own = weights.copy()
-        own[log.items[part.begin[row] : part.stop[row]]] = 0.0
+        generator = np.random.default_rng([seed, int(part.user[row])])
+        open_ = weights > 0
+        open_[log.items[part.begin[row] : part.stop[row]]] = False
+        drawn = np.searchsorted(upto, generator.random(3 * count) * upto[-1], side="right")
+        drawn = drawn[open_[drawn]]
+        _, first = np.unique(drawn, return_index=True)
+        drawn = drawn[np.sort(first)[:count]]
+        if len(drawn) == count:
+            return drawn
+        open_[drawn] = False
+        left = np.flatnonzero(open_)
         # the largest of log(u) / w are a draw without replacement by weight w (Efraimidis and Spirakis, 2006)
-        keys = np.full(len(own), -np.inf)
-        open_ = own > 0
-        noise = np.random.default_rng([seed, int(part.user[row])]).random(len(own))
-        keys[open_] = np.log(noise[open_]) / own[open_]
-        best = np.argpartition(-keys, min(count, len(keys) - 1))[:count]
-        return best[np.isfinite(keys[best])]
+        keys = np.log(generator.random(len(left))) / weights[left]
+        return np.concatenate([drawn, left[np.argsort(-keys)[: count - len(drawn)]]])
 
     def make(rows: np.ndarray) -> torch.Tensor:
         targets = gather(log.items, part.end[rows], part.stop[rows])

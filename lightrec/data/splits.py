@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
@@ -66,20 +68,25 @@ def global_timeline(
     """Cuts all histories at two moments: trains before the first, validates between, tests from the second on.
 
     A user is asked for if there is history before the cut and an event in the window; users without history are left
-    out and counted. Items that training never saw stay among the targets.
+    out and counted. Items that training never saw stay among the targets (the protocol record counts them).
 
     Args:
         offsets: [num_users + 1].
         times: [num_events] seconds.
-        val_from: ISO date, epoch seconds, or the share of events (between 0 and 1) that come before.
+        val_from: ISO date (UTC where it names no zone), epoch seconds, or the share of events (between 0 and 1) that
+            come before.
         test_from: the same for the test window.
         targets: ask for the first event of the window or for all of them.
 
     Raises:
-        InputError: no times, or cuts that are not in order.
+        InputError: no times, or cuts that are no moments or not in order.
     """
     if times is None:
-        raise InputError("--data.split global_timeline needs times; the log has none: use --data.split leave_one_out.")
+        raise InputError(
+            "--data.split global_timeline needs times and the log has none: name --data.time_column, or use "
+            "--data.split leave_one_out, which needs only the order."
+        )
+    times = np.asarray(times)
     cuts = [_moment(value, times, flag) for value, flag in ((val_from, "val_from"), (test_from, "test_from"))]
     if cuts[0] >= cuts[1]:
         raise InputError(f"--data.val_from ({val_from}) must come before --data.test_from ({test_from}).")
@@ -107,7 +114,7 @@ def global_timeline(
 
 def _count_before(offsets: np.ndarray, times: np.ndarray, cut: int) -> np.ndarray:
     """Counts the events of each user before a moment; within a user events are in order of time."""
-    earlier = np.concatenate([[0], np.cumsum(np.asarray(times) < cut)])
+    earlier = np.concatenate([[0], np.cumsum(times < cut)])
     return earlier[offsets[1:]] - earlier[offsets[:-1]]
 
 
@@ -116,22 +123,35 @@ def _moment(value: str | float, times: np.ndarray, flag: str) -> int:
         number = float(value)
     except (TypeError, ValueError):
         try:
-            moment = datetime.fromisoformat(str(value))
+            moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", str(value).strip()))  # Python 3.10 knows no Z
         except ValueError:
-            raise InputError(
-                f"--data.{flag} {value!r} is no moment: expected an ISO date, epoch seconds or a share between 0 and 1."
-            ) from None
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
+            raise _no_moment(value, flag) from None
+        return math.ceil((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
     if 0 < number < 1:
-        ordered = np.partition(np.asarray(times), int(number * len(times)))
-        return int(ordered[int(number * len(times))])
-    return int(number)
+        place = int(number * len(times))
+        return int(np.partition(times, place)[place])
+    if not math.isfinite(number) or abs(number) <= 1:  # 0, 1 or a negative share
+        raise _no_moment(value, flag)
+    return math.ceil(number)  # an event of second t is before every moment after t
 
 
-def training_counts(items: np.ndarray, train: Part, num_items: int) -> np.ndarray:
-    """Counts the events of each item in training: [num_items + 1] int64, 0 for padding."""
-    marks = np.zeros(len(items) + 1, dtype=np.int64)
-    np.add.at(marks, train.begin, 1)
-    np.add.at(marks, train.end, -1)
-    inside = np.cumsum(marks[:-1]) > 0
-    return np.bincount(np.asarray(items)[inside], minlength=num_items + 1)
+def _no_moment(value: str | float, flag: str) -> InputError:
+    return InputError(
+        f"--data.{flag} {value!r} is no moment: expected an ISO date, epoch seconds or a share between 0 and 1."
+    )
+
+
+def date(seconds: int) -> str:
+    """Writes epoch seconds for a person, in UTC."""
+    try:
+        return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, OSError, ValueError):  # beyond the calendar, such as milliseconds taken for seconds
+        return f"{int(seconds)} s"
+
+
+def count_events(items: np.ndarray, begin: np.ndarray, end: np.ndarray, num_items: int) -> np.ndarray:
+    """Counts the events of each item within the ranges [begin, end), which do not overlap: [num_items + 1] int64."""
+    edges = np.zeros(len(items) + 1, dtype=np.int64)
+    np.add.at(edges, begin, 1)
+    np.add.at(edges, end, -1)
+    return np.bincount(np.asarray(items)[np.cumsum(edges[:-1]) > 0], minlength=num_items + 1)

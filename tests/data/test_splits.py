@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lightrec.data.splits import global_timeline, leave_one_out, training_counts
+from lightrec.data.splits import count_events, global_timeline, leave_one_out
 from lightrec.errors import InputError
 
 OFFSETS = np.array([0, 4, 6, 7, 10])  # users with 4, 2, 1 and 3 events
@@ -55,15 +55,30 @@ def test_history_is_always_before_the_cut_and_targets_are_not():
             assert (TIMES[begin:end] < cut).all() and (TIMES[end:stop] >= cut).all() and stop > end > begin
 
 
-def test_dates_name_moments():
-    times = TIMES + 1_000_000_000
-    split = global_timeline(OFFSETS, times, "2001-09-09T01:47:05", "2001-09-09T01:47:20")
-    assert split.facts["val_from"] == 1_000_000_025 and split.facts["test_from"] == 1_000_000_040
+@pytest.mark.parametrize(
+    "text", ["2001-09-09T01:47:05", "2001-09-09 01:47:05Z", "2001-09-09T03:47:05+02:00", "1000000025", 1000000024.5]
+)
+def test_dates_and_seconds_name_moments(text):
+    split = global_timeline(OFFSETS, TIMES + 1_000_000_000, text, "2001-09-10")
+    assert split.facts["val_from"] == 1_000_000_025 and split.facts["test_from"] == 1_000_080_000
+
+
+def test_a_share_is_that_of_the_events_before():
+    facts = global_timeline(np.array([0, 100]), np.arange(5000, 5100), 0.7, 0.9).facts
+    assert (facts["val_from"], facts["test_from"]) == (5070, 5090)
 
 
 @pytest.mark.parametrize(
     "times,cuts,expected",
-    [(None, (1, 2), "needs times"), (TIMES, (40, 20), "must come before"), (TIMES, ("soon", 2), "is no moment")],
+    [
+        (None, (2, 3), "needs times .* leave_one_out, which needs only the order"),
+        (TIMES, (40, 20), r"--data.val_from \(40\) must come before --data.test_from \(20\)"),
+        (TIMES, (0.5, 0.5), "must come before"),
+        (TIMES, ("soon", 20), "--data.val_from 'soon' is no moment"),
+        (TIMES, (10, "nan"), "--data.test_from 'nan' is no moment"),
+        (TIMES, (0.5, 1.0), "--data.test_from 1.0 is no moment"),
+        (TIMES, (-0.1, 20), "is no moment"),
+    ],
 )
 def test_what_cannot_be_cut_is_said(times, cuts, expected):
     with pytest.raises(InputError, match=expected):
@@ -72,4 +87,5 @@ def test_what_cannot_be_cut_is_said(times, cuts, expected):
 
 def test_counts_are_those_of_training_events_only():
     items = np.array([1, 2, 3, 3, 1, 1, 2, 3, 3, 3])
-    assert training_counts(items, leave_one_out(OFFSETS).train, 4).tolist() == [0, 3, 2, 1, 0]
+    train = leave_one_out(OFFSETS).train
+    assert count_events(items, train.begin, train.end, 4).tolist() == [0, 3, 2, 1, 0]
