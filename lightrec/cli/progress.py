@@ -95,7 +95,7 @@ class Interruptible(Callback):
     ) -> None:
         # After an epoch's last batch the validation comes first: its end is a cleaner place, and saved anyway.
         if self.received is not None and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             raise KeyboardInterrupt
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -48,14 +48,15 @@ def continue_csv(logger: CSVLogger, before: list[dict[str, str]]) -> None:
 @rank_zero_only
 def after_fit(cli: LightrecCLI) -> None:
     """Says which checkpoint is the best, how good it is, and what to do next."""
-    best = next((c.best_model_path for c in cli.trainer.callbacks if isinstance(c, ModelCheckpoint)), "")
+    checkpoints = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    best = next((c.best_model_path for c in checkpoints), "")
     if not best:
         print("no best checkpoint: there was no validation.", flush=True)
         return
     shown = [f"{name} {cli.lines.best[name]:.4f}" for name in cli.lines.best if name.split("/", 1)[1] in _HEADLINE]
     monitored = f"{cli.lines.monitor} {cli.lines.best.get(cli.lines.monitor, float('nan')):.4f}"
     print(f"best: epoch {cli.lines.best_epoch + 1} of {cli.trainer.current_epoch}: {', '.join(shown) or monitored}")
-    print(f"next: lightrec test --ckpt_path {_short(best)}", flush=True)
+    print(f"next: lightrec test --ckpt_path {short(best)}", flush=True)
 
 
 def write_results(cli: LightrecCLI) -> None:
@@ -87,7 +88,7 @@ def _write_results(cli: LightrecCLI, values: dict[str, float]) -> None:
     unfinished = target.with_name(f"{target.name}.unfinished")
     unfinished.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(unfinished, target)
-    for line in (*_table(values), "", protocol_line(protocol), f"written: {_short(target)}"):
+    for line in (*_table(values), "", protocol_line(protocol), f"written: {short(target)}"):
         print(line)
     sys.stdout.flush()
 
@@ -161,7 +162,7 @@ def _write_per_user(cli: LightrecCLI) -> None:
     print(f"rank of each of {len(frame):,} users (null beyond {max_k}): {target}")
 
 
-def _short(path: str | Path) -> str:
+def short(path: str | Path) -> str:
     """Returns a path as one would type it here."""
     near = os.path.relpath(path)
     return str(path) if near.startswith("..") else near

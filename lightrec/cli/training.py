@@ -149,7 +149,7 @@ class _SaveConfig(SaveConfigCallback):
             if key in config:
                 config[key] = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(config, str(self.folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(config, str(self.folder / "config.yaml"), skip_unset=False, overwrite=True, multifile=False)
 
 
 class LightrecCLI(LightningCLI):
@@ -316,16 +316,13 @@ class LightrecCLI(LightningCLI):
         if config.patience and not any(isinstance(c, EarlyStopping) for c in theirs):
             callbacks.append(EarlyStopping(monitor, mode="max", patience=config.patience, strict=False))
         if not any(isinstance(c, ModelCheckpoint) for c in theirs):
-            callbacks.append(
-                ModelCheckpoint(
-                    dirpath=checkpoints,
-                    filename="best",
-                    monitor=monitor,
-                    mode="max",
-                    save_last=True,
-                    enable_version_counter=False,
-                )
-            )
+            best = {"filename": "best", "monitor": monitor, "mode": "max"}
+            # Not `save_last=True`: that writes only when the best changes, so a crash could cost every epoch since.
+            last = {"filename": "last", "save_on_train_epoch_end": True}
+            callbacks += [
+                ModelCheckpoint(dirpath=checkpoints, enable_version_counter=False, **options)
+                for options in (best, last)
+            ]
         if config.tracking == "wandb":
             callbacks.append(ExampleTable())
         return callbacks
@@ -383,7 +380,7 @@ class LightrecCLI(LightningCLI):
 
     def _fit(self) -> None:
         count = sum(p.numel() for p in self.model.parameters())
-        _say(f"{type(self.model).__name__}, {count:,} parameters; run folder {self.folder}")
+        _say(f"{type(self.model).__name__}, {count:,} parameters; run folder {report.short(self.folder)}")
         os.environ[_RUN_FOLDER] = str(self.folder)
         last = self.folder / "checkpoints" / "last.ckpt"
         try:
@@ -391,7 +388,7 @@ class LightrecCLI(LightningCLI):
         except SystemExit:  # Lightning's answer to Ctrl-C, after it has closed everything
             if not self.trainer.interrupted:
                 raise
-            again = f"lightrec fit --ckpt_path {last}"
+            again = f"lightrec fit --ckpt_path {report.short(last)}"
             _say(
                 f"\ninterrupted; go on with: {again}" if last.is_file() else "\ninterrupted before the first checkpoint"
             )
