@@ -131,6 +131,8 @@ def prepare(
                 found = ", ".join(f"{role} from {read.columns[role]}" for role in read.guessed)
                 log.info("%s: read as %s, %s (guessed)", path, read.format, found)
         main = files[layout.log.path] if known else Path(path)
+        if read.skipped:
+            log.warning("%s: left out %d rows that cannot be read", main, read.skipped)
         encoded = _encode(read, main)
         if known:
             _check_counts(known, encoded.counts[0], main)
