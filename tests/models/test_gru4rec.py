@@ -57,4 +57,5 @@ def test_a_history_of_any_length_is_read():
 def test_scores_use_the_input_table():
     model = GRU4Rec(9, hidden_size=8, inner_size=12)
     assert model.items.output is None
+    assert torch.allclose(model.items(torch.tensor([3])), 8**0.5 * model.items.embedding.weight[3])  # scaled on entry
     assert model.encoder.output.in_features == 12 and model.encoder.output.out_features == 8
