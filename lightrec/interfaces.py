@@ -148,6 +148,13 @@ class SequenceEncoder(Configurable, nn.Module, ABC):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return self.mix(self.prepare(x, lengths), lengths)
 
+    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Returns [B, D], the state after the last real item: all that a ranking needs.
+
+        An encoder that can leave the other states of its last layer out may say so here.
+        """
+        return self(x, lengths)[torch.arange(len(lengths), device=x.device), lengths - 1]
+
     def init_state(self, batch_size: int, device: torch.device | None = None) -> Any:
         """Returns the state before the first event, for encoders that can go on event by event.
 

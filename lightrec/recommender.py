@@ -13,7 +13,6 @@ from torch import Tensor
 from lightrec.data.batch import Batch
 from lightrec.interfaces import Configurable, ItemTable, Objective, SequenceEncoder, describe
 from lightrec.metrics.ranking import RankingMetrics
-from lightrec.nn.sequence import last_state
 
 Decay = Literal["constant", "linear", "cosine"]
 
@@ -185,13 +184,17 @@ class EncoderRecommender(SequenceRecommender):
             )
         self.items, self.encoder, self.objective = items, encoder, objective
 
+    def vectors(self, batch: Batch) -> Tensor:
+        """Returns x [B, L, D], what enters the encoder; the place to add times or other columns."""
+        return self.items(batch.item_ids)
+
     def encode(self, batch: Batch) -> Tensor:
         """Returns hidden [B, L, D], the state after each item of the batch."""
-        return self.encoder(self.items(batch.item_ids), batch.lengths)
+        return self.encoder(self.vectors(batch), batch.lengths)
 
     def query(self, batch: Batch) -> Tensor:
         """Returns [B, D], the state that the catalog is scored with."""
-        return last_state(self.encode(batch), batch.lengths)
+        return self.encoder.last(self.vectors(batch), batch.lengths)
 
     def loss(self, batch: Batch) -> Tensor:
         return self.objective(self, batch)

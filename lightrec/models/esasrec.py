@@ -14,6 +14,9 @@ Differences, and why:
 
 * Rows are padded on the right and positions are counted from the most recent item, which is what the left-padded
   original computes.
+* Item vectors enter multiplied by sqrt(hidden_size), as in SASRec of 2018. With the same initialisation and without
+  the factor, positions drown them at first: on Beauty, 64 wide, validation NDCG@10 after two epochs was .011 without
+  and .018 with it.
 * Attention weights are not dropped by default (the authors drop them at the same rate): it costs five times the
   attention on a CPU.
 """
@@ -160,7 +163,7 @@ class ESASRec(EncoderRecommender):
         decay: Decay = "constant",
     ):
         super().__init__(
-            items=ItemEmbedding(num_items, hidden_size),
+            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5),
             encoder=LiGREncoder(max_length, hidden_size, num_layers, num_heads, dropout, attention_dropout, expand),
             objective=objective or SampledSoftmax(),
             learning_rate=learning_rate,

@@ -27,7 +27,7 @@ from lightrec.nn.attention import MultiHeadAttention
 from lightrec.nn.dropout import Dropout
 from lightrec.nn.feed_forward import Activation, FeedForward
 from lightrec.nn.item_embedding import ItemEmbedding
-from lightrec.nn.sequence import positions_from_end
+from lightrec.nn.sequence import last_state, positions_from_end
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import Decay, EncoderRecommender
 
@@ -66,6 +66,16 @@ class SASRecBlock(nn.Module):
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         query = self.attention_norm(x)
         x = self.feed_forward_norm(query + self.attention(query, lengths, memory=x))
+        return x + self.dropout(self.feed_forward(x))
+
+    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Computes the last real position only: [B, L, D] -> [B, D]."""
+        if self.pre_norm:
+            normed, x = self.attention_norm(x), last_state(x, lengths)
+            x = x + self.dropout(self.attention.last(last_state(normed, lengths), lengths, normed))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        query = self.attention_norm(last_state(x, lengths))
+        x = self.feed_forward_norm(query + self.attention.last(query, lengths, x))
         return x + self.dropout(self.feed_forward(x))
 
 
@@ -127,6 +137,12 @@ class SASRecEncoder(SequenceEncoder):
         for block in self.blocks:
             x = block(x, lengths)
         return self.norm(x)
+
+    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x = self.prepare(x, lengths)
+        for block in self.blocks[:-1]:
+            x = block(x, lengths)
+        return self.norm(self.blocks[-1].last(x, lengths) if len(self.blocks) else last_state(x, lengths))
 
 
 class SASRec(EncoderRecommender):

@@ -60,3 +60,15 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=self.causal)
         return self.output(y.transpose(1, 2).reshape(B, L, D))
+
+    def last(self, x: Tensor, lengths: Tensor, memory: Tensor) -> Tensor:
+        """Attends from the last real position only: x [B, D] asks memory [B, L, D]; returns [B, D]."""
+        B, L, D = memory.shape
+        query = self.query(x).view(B, 1, self.num_heads, D // self.num_heads).transpose(1, 2)
+        key, value = (
+            part.view(B, L, self.num_heads, D // self.num_heads).transpose(1, 2)
+            for part in self.key_value(memory).chunk(2, -1)
+        )
+        mask = valid_mask(lengths, L)[:, None, None, :]
+        dropout = self.dropout if self.training else 0.0
+        return self.output(F.scaled_dot_product_attention(query, key, value, mask, dropout).reshape(B, D))
