@@ -1,0 +1,63 @@
+"""The record of how a number was made."""
+
+import json
+
+import pytest
+
+from lightrec.data.datamodule import SequenceDataModule
+from lightrec.data.protocol import git_commit
+
+
+@pytest.fixture
+def path(tmp_path):
+    rows = [f"u{u},i{(u + t) % 12},{1_000_000_000 + 100 * t + u}" for u in range(9) for t in range(u + 1)]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(["user,item,time", *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "options,tag",
+    [
+        ({}, "P4"),
+        ({"exclude_seen": False}, "P3"),
+        ({"candidates": "uniform-100"}, "P1"),
+        ({"candidates": "popularity-100"}, "P2"),
+        ({"split": "global_timeline", "val_from": 0.5, "test_from": 0.8}, "P5"),
+    ],
+)
+def test_the_record_names_the_protocol(path, options, tag):
+    record = SequenceDataModule(path=str(path), **options).protocol()
+    assert record["tag"] == tag and json.loads(json.dumps(record)) == record
+    assert {"data_sha256", "targets_sha256", "counts", "versions", "ties", "exclude_seen", "seed"} <= set(record)
+
+
+def test_the_hash_of_targets_depends_on_targets_and_not_on_numbering(path, tmp_path):
+    lines = path.read_text().splitlines()
+    turned = tmp_path / "turned.csv"
+    turned.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    one, other = (SequenceDataModule(path=str(p)).protocol() for p in (path, turned))
+    assert one["targets_sha256"] == other["targets_sha256"] and one["data_sha256"] != other["data_sha256"]
+    turned.write_text("\n".join([*lines[:-1], lines[-1].replace("i", "j")]) + "\n")
+    assert SequenceDataModule(path=str(turned)).protocol()["targets_sha256"] != one["targets_sha256"]
+
+
+def test_what_a_model_cannot_have_learned_is_counted(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\na,1\na,2\na,new\nb,2\nb,1\nb,1\nc,3\n")
+    record = SequenceDataModule(path=str(path)).protocol()
+    assert record["num_test_rows"] == 2 and record["cold_test_targets"] == 1
+    assert record["users_trained_on_only"] == 1
+
+
+def test_the_record_of_a_timeline_says_where_it_was_cut_and_who_was_left_out(path):
+    options = {"split": "global_timeline", "val_from": "2001-09-09T01:48:20", "test_from": "2001-09-09T01:51:40"}
+    record = SequenceDataModule(path=str(path), **options).protocol()
+    assert (record["val_from"], record["test_from"]) == (1_000_000_100, 1_000_000_300)
+    assert record["users_without_history"] == {"val": 0, "test": 0} and record["timeline_targets"] == "first"
+
+
+def test_there_is_no_commit_outside_a_work_tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() is None
