@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0; 2 for what the user can mend, told in one line; 130 after Ctrl-C.
     """
     own_process = argv is None
+    if own_process:
+        # Read once, when torch loads its OpenMP: idle threads that spin slow everything down on cores that are shared.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = sys.argv[1:] if own_process else list(argv)
     try:
         return _run(argv, own_process)

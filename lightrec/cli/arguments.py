@@ -137,7 +137,9 @@ def resolved(node: Any, slot: str = "") -> Any:
 def _pair(flag: str, joined: str, value: str) -> list[str]:
     keys = flag.lstrip("-").removesuffix("+").split(".")
     slot = keys[-1]
-    if slot == "class_path":
+    if slot == "help" and len(keys) > 1:  # --model.help SASRec
+        value = _dotted(keys[-2], value)
+    elif slot == "class_path":
         value = _dotted(keys[-2] if len(keys) > 1 else "", value)
     elif _kind(slot) and keys[0] == "model":
         if value.endswith(_CONFIG_SUFFIXES):

@@ -45,18 +45,24 @@ def continue_csv(logger: CSVLogger, before: list[dict[str, str]]) -> None:
         table.writerows(before)
 
 
-@rank_zero_only
-def after_fit(cli: LightrecCLI) -> None:
-    """Says which checkpoint is the best, how good it is, and what to do next."""
+def after_fit(cli: LightrecCLI) -> str:
+    """Says which checkpoint is the best, how good it is, and what to do next.
+
+    Returns:
+        The path of the best checkpoint; empty if there was no validation.
+    """
     checkpoints = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     best = next((c.best_model_path for c in checkpoints), "")
+    if not cli.trainer.is_global_zero:
+        return best
     if not best:
         print("no best checkpoint: there was no validation.", flush=True)
-        return
+        return best
     shown = [f"{name} {cli.lines.best[name]:.4f}" for name in cli.lines.best if name.split("/", 1)[1] in _HEADLINE]
     monitored = f"{cli.lines.monitor} {cli.lines.best.get(cli.lines.monitor, float('nan')):.4f}"
     print(f"best: epoch {cli.lines.best_epoch + 1} of {cli.trainer.current_epoch}: {', '.join(shown) or monitored}")
     print(f"next: lightrec test --ckpt_path {short(best)}", flush=True)
+    return best
 
 
 def write_results(cli: LightrecCLI) -> None:

@@ -47,6 +47,16 @@ _LINKS = {
     "num_items": ("model.init_args.num_items", "model.init_args.items.init_args.num_items"),
     "max_length": ("model.init_args.max_length", "model.init_args.encoder.init_args.max_length"),
 }
+_DESCRIPTIONS = {
+    "fit": "Train a model; the best checkpoint by validation NDCG@10 and the last one are kept in a folder of the run.",
+    "validate": "Measure a checkpoint on the validation part of its data, or of others with the same items.",
+    "test": "Measure a checkpoint on the test part of its data, or of others with the same items.",
+    "predict": "Write recommendations for every user of the data, or for those in --histories, to a parquet file.",
+}
+_CKPT_PATH = (
+    "The checkpoint; model and data come from it, other data flags override.",
+    "Go on with this checkpoint (last.ckpt), in the folder of its run and with its configuration.",
+)
 _RUN_FOLDER = "LIGHTREC_RUN_FOLDER"  # how processes that Lightning launches learn where their run is kept
 
 
@@ -169,7 +179,14 @@ class LightrecCLI(LightningCLI):
             datamodule_class=SequenceDataModule,
             subclass_mode_model=True,
             parser_class=_Parser,
-            parser_kwargs={"prog": "lightrec", "version": f"lightrec {lightrec.__version__}"},
+            parser_kwargs={
+                "prog": "lightrec",
+                command: {
+                    "usage": f"lightrec {command} [flags]",
+                    "description": _DESCRIPTIONS[command],
+                    "dump_header": [f"lightrec {lightrec.__version__}, lightning {L.__version__}"],
+                },
+            },
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             auto_configure_optimizers=False,  # models own their optimiser
@@ -181,13 +198,14 @@ class LightrecCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:
         # One parser, not four: each takes a while to build. Weights are always loaded safely.
-        skip = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only", "verbose"}
-        return {self.command: skip | {"return_predictions"}}
+        skip = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule"}
+        return {self.command: skip | {"ckpt_path", "weights_only", "verbose", "return_predictions"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for source, targets in _LINKS.items():
             for target in targets:
                 parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CKPT_PATH[self.command == "fit"])
         parser.add_argument("--compile", type=bool, default=False, help="Compile the encoder (torch.compile).")
         if self.command == "fit":
             self._add_fit_arguments(parser)
@@ -359,10 +377,9 @@ class LightrecCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if self.command != "fit":
-            kwargs["ckpt_path"] = None  # the model was built from it, with its weights
-        else:
-            kwargs["weights_only"] = True
+        if self.command == "fit":
+            kwargs |= {"ckpt_path": self.config[subcommand].ckpt_path, "weights_only": True}
+        # Otherwise the model was built from the checkpoint, with its weights.
         if self.command == "predict":
             kwargs["return_predictions"] = False
         if self.command in ("validate", "test"):
@@ -396,7 +413,16 @@ class LightrecCLI(LightningCLI):
             return
         finally:
             os.environ.pop(_RUN_FOLDER, None)
-        report.after_fit(self)
+        best = report.after_fit(self)
+        if best and self.config.fit.test_after_fit:
+            self._test(best)
+
+    def _test(self, best: str) -> None:
+        if self.trainer.world_size > 1:
+            _say("--test_after_fit tests in one process only; use the command above.")
+            return
+        accelerator = str(self.config.fit.trainer.accelerator)
+        self.exit_code = run("test", ["--ckpt_path", best, "--trainer.accelerator", accelerator])
 
 
 def _plain(node: Any) -> Any:

@@ -65,9 +65,7 @@ def test_short_names_in_yaml_and_nested_slots_are_resolved(small, tmp_path):
         }
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe).replace("0.002", "2e-3"))
-    rest = [flag for flag in small if flag not in ("--model", "SASRec", "--model.hidden_size", "8")]
-    # "8" is a value twice: put the length of histories back.
-    rest[rest.index("--data.max_length") + 1 : rest.index("--data.max_length") + 1] = ["8"]
+    rest = small[small.index("--data.path") :]
     assert main(["fit", "--config", "recipe.yaml", *rest, "--run_folder", "run"]) == 0
     model = _checkpoint("run/checkpoints/best.ckpt")["lightrec"]["model"]["init_args"]
     assert model["objective"]["class_path"] == "lightrec.objectives.sampled.SampledSoftmax"
@@ -235,6 +233,39 @@ def test_compiled_encoder_leaves_an_ordinary_checkpoint(small, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: seen.append((type(module), options)))
     assert main(["fit", *small, "--compile", "true", "--trainer.max_epochs", "1", "--run_folder", "run"]) == 0
     assert [(kind.__name__, options) for kind, options in seen] == [("SASRecEncoder", {"dynamic": True})]
+
+
+def test_flags_of_a_command_and_of_a_model_are_explained(capsys):
+    assert main(["fit", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: lightrec fit [flags]")
+    assert "leave the whole history out of the ranking" in text and "--ckpt_path" in text
+    assert main(["fit", "--model.help", "SASRec"]) == 0
+    assert "attention heads; must divide hidden_size" in capsys.readouterr().out
+
+
+def test_test_after_fit_leaves_results(small, capsys):
+    flags = ["--trainer.max_epochs", "1", "--test_after_fit", "true", "--run_folder", "run"]
+    assert main(["fit", *small, *flags]) == 0
+    assert "protocol P4" in capsys.readouterr().out
+    assert Path("run/results.json").is_file()
+
+
+def test_a_recommender_is_composed_of_named_parts_that_are_told_the_data(small):
+    parts = {
+        "class_path": "lightrec.recommender.EncoderRecommender",
+        "init_args": {
+            "items": {"class_path": "lightrec.nn.item_embedding.ItemEmbedding", "init_args": {"hidden_size": 8}},
+            "encoder": {"class_path": "SASRecEncoder", "init_args": {"hidden_size": 8}},
+            "objective": "NextItem",
+        },
+    }
+    Path("parts.yaml").write_text(yaml.safe_dump({"model": parts}))
+    rest = small[small.index("--data.path") :]
+    assert main(["fit", "--config", "parts.yaml", *rest, "--trainer.max_epochs", "1", "--run_folder", "run"]) == 0
+    model = _checkpoint("run/checkpoints/last.ckpt")["lightrec"]["model"]["init_args"]
+    assert model["items"]["init_args"]["num_items"] == 30 and model["encoder"]["init_args"]["max_length"] == 8
+    assert main(["test", "--ckpt_path", "run/checkpoints/best.ckpt"]) == 0
 
 
 @pytest.mark.parametrize("name", ["default", "debug", "long"])
