@@ -104,7 +104,8 @@ def test_the_query_is_the_state_after_the_last_real_item(batch):
     model = SASRec(num_items=12, max_length=6, hidden_size=8).eval()
     query, hidden = model.query(batch), model.encode(batch)
     for row, length in enumerate(batch.lengths.tolist()):
-        assert torch.equal(query[row], hidden[row, length - 1])
+        # The last layer runs for this position alone, through another kernel: equal but for float32 rounding.
+        assert torch.allclose(query[row], hidden[row, length - 1], atol=1e-6)
 
 
 def test_parts_of_different_widths_are_refused():
