@@ -182,12 +182,15 @@ def bucketed_plan(
 
 
 def _random_pools(lengths: np.ndarray, size: int, draw: np.random.Generator) -> list[np.ndarray]:
-    """Sorts pools of random rows by length and cuts them into batches of `size` rows."""
+    """Sorts pools of random rows by length and cuts them into batches of `size` rows.
+
+    Lengths are blurred by a tenth first: a small log is one pool, and the same rows would meet in every epoch.
+    """
     order = draw.permutation(len(lengths))
     batches = []
     for start in range(0, len(order), size * _POOL):
         pool = order[start : start + size * _POOL]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        pool = pool[np.argsort(lengths[pool] * draw.uniform(0.9, 1.1, len(pool)), kind="stable")]
         batches += [pool[i : i + size] for i in range(0, len(pool), size)]
     return batches
 

@@ -230,3 +230,12 @@ def test_popularity_draws_follow_the_counts():
     drawn = sampled_candidates(Log(items), part, weights, 1, seed=0)(np.arange(3000))[:, 1]
     share = np.bincount(drawn.numpy(), minlength=6)[2:] / 3000
     assert np.abs(share - np.array([0.1, 0.2, 0.3, 0.4])).max() < 0.03
+
+
+def test_rows_of_a_small_log_meet_others_in_every_epoch():
+    plan = bucketed_plan(LENGTHS, 64, None, seed=1)
+
+    def pairs(epoch):
+        return {(a, b) for rows in plan(epoch) for a in rows.tolist() for b in rows.tolist() if a < b}
+
+    assert len(pairs(0) & pairs(1)) < 0.6 * len(pairs(0))
