@@ -38,18 +38,21 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = sys.argv[1:] if own_process else list(argv)
     try:
-        return _run(argv, own_process)
+        code = _run(argv, own_process)
+        sys.stdout.flush()  # a reader that left, or a full disk, is to be noticed here and not while the process ends
+        return code
     except InputError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was being trained, so there is nothing to resume.", 130)
     except BrokenPipeError:  # `lightrec ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 1
     except SystemExit as stop:  # argparse, after it has printed its help or its complaint
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
         if _disk_full(error):
+            _silence()
             return _fail("no space left on the disk: free some, or choose another folder; earlier files are intact.", 2)
         raise
 
@@ -103,6 +106,14 @@ def _help() -> str:
 def _fail(message: str, code: int) -> int:
     print(f"lightrec: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _silence() -> None:
+    """Lets what is still buffered for standard output go nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # standard output is no file, as in a notebook
+        return
 
 
 def _disk_full(error: BaseException | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 import sys
 import time
 from argparse import ArgumentError
@@ -17,7 +18,7 @@ from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -69,9 +70,8 @@ def run(command: str, argv: list[str]) -> int:
     quiet()
     # Only warned about by default: a YAML from a stranger must not be able to name os.system.
     set_parsing_settings(import_path_denylist=["os", "subprocess"])  # and all that is on its own list
-    asks_only = bool({"-h", "--help", "--print_config"} & {arg.split("=")[0] for arg in argv}) or any(
-        arg.endswith(".help") or ".help=" in arg or arg.startswith("--model.help") for arg in argv
-    )
+    flags = {arg.split("=")[0] for arg in argv}
+    asks_only = bool({"-h", "--help", "--print_config"} & flags) or any(flag.endswith(".help") for flag in flags)
     given = arguments.read(argv)
     if command == "predict" and given.typed("--histories") and not asks_only:
         return prediction.for_histories(argv)
@@ -149,7 +149,9 @@ class _Parser(LightningArgumentParser):
 class _SaveConfig(SaveConfigCallback):
     """Keeps the resolved configuration in the folder of the run."""
 
-    folder: Path
+    def __init__(self, parser: LightningArgumentParser, config: Any, folder: Path):
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.folder = folder
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -192,7 +194,6 @@ class LightrecCLI(LightningCLI):
             auto_configure_optimizers=False,  # models own their optimiser
             load_from_checkpoint_support=False,  # checkpoints describe themselves, see lightrec.checkpoint
             save_config_callback=_SaveConfig if command == "fit" else None,
-            save_config_kwargs={"save_to_log_dir": False},
             args=[command, *given.args],
         )
 
@@ -312,8 +313,10 @@ class LightrecCLI(LightningCLI):
             trainer_config["enable_checkpointing"] = False
             if self.command == "predict":
                 callbacks.append(prediction.PredictionWriter(config.output, config.k))
-        if trainer_config["enable_progress_bar"] is None:
-            trainer_config["enable_progress_bar"] = sys.stderr.isatty()
+        if trainer_config["enable_progress_bar"] is None:  # in a file it would be noise; the line an epoch stays
+            trainer_config["enable_progress_bar"] = sys.stdout.isatty()
+        if trainer_config["enable_progress_bar"] and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(TQDMProgressBar(refresh_rate=10))
         trainer_config["callbacks"] = callbacks
         return self._instantiate_trainer(trainer_config, [])
 
@@ -326,7 +329,7 @@ class LightrecCLI(LightningCLI):
         if cut and int(cut[1]) not in config.evaluation.ks:
             raise InputError(f"--monitor {monitor} is not measured: --evaluation.ks is {config.evaluation.ks}.")
         self.folder = self._choose_folder()
-        _SaveConfig.folder = self.folder
+        self.save_config_kwargs = {"folder": self.folder}
         checkpoints = self.folder / "checkpoints"
         self.lines = EpochLines(monitor)
         self.interruptible = Interruptible(str(checkpoints / "last.ckpt"))
@@ -348,7 +351,14 @@ class LightrecCLI(LightningCLI):
     def _choose_folder(self) -> Path:
         config = self.config[self.command]
         if config.run_folder:
-            return Path(config.run_folder)
+            folder = Path(config.run_folder)
+            resumed = self.about and self.about.run_folder == folder.absolute()
+            if rank_zero_only.rank == 0 and not resumed and (folder / "config.yaml").exists():
+                raise InputError(
+                    f"--run_folder {folder} holds a run already: go on with it (lightrec fit --ckpt_path "
+                    f"{folder / 'checkpoints' / 'last.ckpt'}), or choose another folder."
+                )
+            return folder
         if os.environ.get(_RUN_FOLDER):
             return Path(os.environ[_RUN_FOLDER])
         if self.about and self.about.run_folder:
@@ -409,7 +419,7 @@ class LightrecCLI(LightningCLI):
             _say(
                 f"\ninterrupted; go on with: {again}" if last.is_file() else "\ninterrupted before the first checkpoint"
             )
-            self.exit_code = 130
+            self.exit_code = 128 + (self.interruptible.received or signal.SIGINT)
             return
         finally:
             os.environ.pop(_RUN_FOLDER, None)

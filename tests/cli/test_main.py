@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import lightrec
-from lightrec.cli import main
+from lightrec.cli import allocator, main
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["plugins", "list"], ["data", "list"], ["data"]])
@@ -52,10 +52,46 @@ def test_module_and_function_are_the_same_command():
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_full_disk_is_one_line(monkeypatch, capsys):
-    def full(command, argv):
-        raise OSError(28, "No space left on device")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device that is always full is Linux's")
+def test_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "lightrec", "plugins", "list"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "no space left" in done.stderr
 
-    monkeypatch.setattr("lightrec.cli.installed.run", full)
-    assert main(["plugins", "list"]) == 2
-    assert "no space left" in capsys.readouterr().err
+
+def test_reader_that_leaves_early_is_no_error_message():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "lightrec", "--help"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.stderr == b""
+
+
+class TestAllocator:
+    """The process starts over once, with glibc's thresholds raised."""
+
+    CODE = (
+        "import os, sys; from lightrec.cli.allocator import tune; tune(sys.argv[1:]); "
+        "print(os.environ.get('GLIBC_TUNABLES'))"
+    )
+
+    def run(self, *argv, **environment):
+        clean = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "LOCAL_RANK")}
+        command = [sys.executable, "-c", self.CODE, *argv]
+        done = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
+        (line,) = done.stdout.splitlines()  # once: nothing ran before the process started over
+        return line
+
+    @pytest.mark.skipif(not allocator._glibc(), reason="not glibc")
+    def test_thresholds_are_set_and_other_tunables_kept(self):
+        assert self.run() == allocator.TUNABLES
+        assert self.run(GLIBC_TUNABLES="glibc.rtld.nns=4") == f"glibc.rtld.nns=4:{allocator.TUNABLES}"
+
+    def test_nothing_happens_where_it_is_not_wanted(self):
+        assert self.run("--tune_allocator", "off") == "None"
+        assert self.run("--tune_allocator=off") == "None"
+        assert self.run(LOCAL_RANK="1") == "None"
+        mine = "glibc.malloc.mmap_threshold=1000000"
+        assert self.run(GLIBC_TUNABLES=mine) == mine

@@ -198,7 +198,7 @@ def test_unknown_items_of_new_histories_are_reported_and_skipped(best, capsys):
 
 @pytest.mark.slow
 def test_two_processes_train_and_test_and_predict_like_one(small, best):
-    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    two = ["--config", str(Path(__file__).parents[2] / "configs" / "trainer" / "ddp_cpu.yaml")]
 
     def lightrec(*argv):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -274,6 +274,14 @@ def test_trainer_recipes_run(name, small):
     assert main(["fit", "--config", str(recipe), *small, "--trainer.max_epochs", "1", "--run_folder", "run"]) == 0
 
 
+def test_trackers_are_written_beside_the_csv_log(small):
+    for kind, extra in (("tensorboard", "tensorboard"), ("none", None)):
+        flags = ["--trainer.max_epochs", "1", "--tracking", kind, "--run_folder", kind]
+        assert main(["fit", *small, *flags]) == 0
+        assert Path(kind, "metrics.csv").exists() == (kind != "none")
+        assert extra is None or any(Path(kind, extra).iterdir())
+
+
 class TestComplaints:
     """Each mistake is one line that names the flag, what was expected and what to do; exit code 2."""
 
@@ -334,6 +342,11 @@ class TestComplaints:
         Path("wrong.yaml").write_text(yaml.safe_dump(config))
         assert "which it may not" in complaint("fit", *small, "--config", "wrong.yaml")
         assert not Path("pwned").exists()
+
+    def test_run_folder_of_another_run_is_left_alone(self, complaint, small, run_folder):
+        before = (run_folder / "metrics.csv").read_text()
+        assert "holds a run already" in complaint("fit", *small, "--run_folder", str(run_folder))
+        assert (run_folder / "metrics.csv").read_text() == before
 
     def test_model_is_missing(self, complaint):
         assert "choose one of" in complaint("fit", "--data.source", "ml-100k")
