@@ -22,6 +22,7 @@ from lightrec.data.readers import Columns, read_log
 from lightrec.errors import InputError
 
 _NAMES_SHOWN = 5
+_ROWS_SHOWN = 3
 
 
 def add_arguments(parser: Any) -> None:
@@ -126,7 +127,11 @@ def write(path: Path, names: pa.Array, counts: np.ndarray, items: pa.Array, scor
     unfinished = path.with_name(f"{path.name}.unfinished")
     pq.write_table(table, unfinished)
     os.replace(unfinished, path)
-    print(f"{len(table):,} users, {len(items):,} recommendations: {path}", flush=True)
+    print(f"{len(table):,} users, {len(items):,} recommendations: {path}")
+    for row in table.slice(0, _ROWS_SHOWN).to_pylist():
+        best = ", ".join(f"{i} ({s:.2f})" for i, s in zip(row["item_ids"][:5], row["scores"][:5], strict=True))
+        print(f"  {row['user_id']}: {best}{', ...' if len(row['item_ids']) > 5 else ''}")
+    print("", end="", flush=True)
 
 
 def for_histories(argv: list[str]) -> int:
