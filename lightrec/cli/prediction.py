@@ -131,7 +131,7 @@ def write(path: Path, names: pa.Array, counts: np.ndarray, items: pa.Array, scor
     for row in table.slice(0, _ROWS_SHOWN).to_pylist():
         best = ", ".join(f"{i} ({s:.2f})" for i, s in zip(row["item_ids"][:5], row["scores"][:5], strict=True))
         print(f"  {row['user_id']}: {best}{', ...' if len(row['item_ids']) > 5 else ''}")
-    print("", end="", flush=True)
+    sys.stdout.flush()
 
 
 def for_histories(argv: list[str]) -> int:
