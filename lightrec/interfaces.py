@@ -33,9 +33,7 @@ class Configurable:
         self = super().__new__(cls)
         try:
             bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-        except (
-            TypeError
-        ):  # copying calls __new__ bare; a wrong call raises in __init__, with a better message
+        except TypeError:  # copying calls __new__ bare; a wrong call raises in __init__, with a better message
             return self
         bound.apply_defaults()
         object.__setattr__(self, "_init_args", dict(list(bound.arguments.items())[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from functools import cached_property
 from typing import Literal
 
@@ -139,9 +140,12 @@ class SequenceDataModule(L.LightningDataModule):
         self.exclude_seen, self.candidates, self.with_times, self.seed = exclude_seen, candidates, with_times, seed
 
     def describe(self) -> dict:
-        """Returns the primitives that an equal data module can be built from."""
-        kind = type(self)
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(self._init_args)}
+        """Returns the primitives that an equal data module can be built from, in any working folder."""
+        kind, arguments = type(self), dict(self._init_args)
+        for name in ("path", "item_path"):
+            if arguments[name] is not None:
+                arguments[name] = os.path.abspath(arguments[name])
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
     @cached_property
     def prepared(self) -> Prepared:

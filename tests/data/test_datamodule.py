@@ -37,6 +37,13 @@ def test_the_description_builds_an_equal_one(path):
     assert again.describe() == described and again.protocol() == data.protocol()
 
 
+def test_the_description_of_a_relative_path_holds_in_any_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    described = SequenceDataModule(path="log.csv").describe()
+    monkeypatch.chdir("/")
+    assert SequenceDataModule(**described["init_args"]).num_users == SequenceDataModule(path=path).num_users
+
+
 def test_times_are_given_on_request_only(path):
     assert next(iter(SequenceDataModule(path=path).val_dataloader())).timestamps is None
     batch = next(iter(SequenceDataModule(path=path, with_times=True).val_dataloader()))
