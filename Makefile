@@ -24,7 +24,7 @@ setup: $(VENV)/.installed  ## make the environment and install lightrec as it st
 	@$(PIP) install -q --no-deps --force-reinstall .
 	@rm -rf build
 
-demo: setup  ## train SASRec on MovieLens-100K, test it, and recommend films by title (about 3 minutes on 2 cores)
+demo: setup  ## train SASRec on MovieLens-100K, test it, and recommend films by title (under 10 minutes on 2 cores)
 	@LIGHTREC=$(BIN)/lightrec sh docs/demo.sh
 
 test: setup  ## run the tests
