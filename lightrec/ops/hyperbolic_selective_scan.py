@@ -1,0 +1,199 @@
+"""The selective scan on the hyperboloid, and its maps to and from the tangent space at the origin.
+
+Sectional curvature is -kappa with kappa >= 0; kappa = 0 is flat space, without a special case. A point is carried by
+its space part x_s [..., D]; its time part sqrt(1/kappa + |x_s|^2) is implied.
+
+    exp0(v) = v phi(kappa |v|^2)     phi(s) = sinh(sqrt s) / sqrt s
+    log0(x) = x psi(kappa |x|^2)     psi(s) = asinh(sqrt s) / sqrt s
+
+Both functions are analytic in s at 0. Their derivatives are written out, because automatic differentiation through
+sqrt(s) is NaN at v = 0 and at kappa = 0.
+
+The scan's decay is exp(delta_t (A . s)) with a factor s [N] that differs from one in its first state only (HMamba,
+arXiv 2505.09205, algorithm 1, where the factor is K = diag(sqrt(1/kappa), 1, ...)):
+
+    "paper"       s_0 = kappa^(-1/2). Euclidean at kappa = 1; as kappa goes to 0 the first state forgets at once.
+    "flat-limit"  s_0 = sqrt(1 + kappa). Euclidean at kappa = 0; not from the paper.
+    "none"        s_0 = 1: what the authors' code does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightrec.ops.selective_scan import selective_scan
+
+FACTORS = ("paper", "flat-limit", "none")
+
+
+def hyperbolic_selective_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    kappa: Tensor | float = 1.0,
+    factor: str = "flat-limit",
+    map_input: bool = False,
+    map_output: bool = False,
+    softplus: bool = True,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    resets: Tensor | None = None,
+    kernel: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scans with decays that depend on curvature; differentiable in every floating input and in kappa.
+
+    Args:
+        x: [B, L, D] tangent vectors, or with `map_input` the space parts of points.
+        delta: as of `selective_scan`, like A to delta_bias.
+        A: [D, N].
+        B: [B, L, N].
+        C: [B, L, N].
+        D: [D], or None.
+        z: [B, L, D], or None.
+        delta_bias: [D], or None.
+        kappa: scalar >= 0, minus the sectional curvature.
+        factor: "paper", "flat-limit" or "none".
+        map_input: take log0 of x first.
+        map_output: return exp0 of the result.
+        softplus: as of `selective_scan`, like the rest.
+        initial_state: [B, D, N], or None.
+        return_final_state: also return the last state.
+        resets: [B, L] bool, or None.
+        kernel: name of a kernel of `selective_scan`: the factor changes A, not the kernel.
+
+    Returns:
+        As of `selective_scan`.
+
+    Raises:
+        ValueError: an unknown factor, a kappa that is not a finite scalar >= 0 (> 0 for "paper").
+    """
+    kappa = _checked(kappa, x, factor)
+    rates = A * decay_factor(kappa, A.shape[1], factor)
+    u = log0(x, kappa) if map_input else x
+    out, final = selective_scan(u, delta, rates, B, C, D, z, delta_bias, softplus, initial_state, True, resets, kernel)
+    if map_output:
+        out = exp0(out, kappa)
+    return (out, final) if return_final_state else out
+
+
+def decay_factor(kappa: Tensor, states: int, factor: str) -> Tensor:
+    """The factor s [N] of the decay rates.
+
+    Raises:
+        ValueError: an unknown factor.
+    """
+    if factor not in FACTORS:
+        raise ValueError(f"factor {factor!r} must be one of {', '.join(FACTORS)}.")
+    ones = kappa.new_ones(states)
+    if factor == "none":
+        return ones
+    first = kappa.rsqrt() if factor == "paper" else (1 + kappa).sqrt()
+    return torch.cat([first.reshape(1), ones[1:]])
+
+
+def exp0(v: Tensor, kappa: Tensor | float) -> Tensor:
+    """Space part of the exponential map at the origin.
+
+    Args:
+        v: [..., D] tangent vectors. sqrt(kappa)|v| beyond 44 overflows float32: cap it before.
+        kappa: scalar >= 0.
+
+    Returns:
+        [..., D], dtype of v; computed in float32 (float64 for float64 v).
+    """
+    return _RadialMap.apply(v, _as_scalar(kappa, v), _phi)
+
+
+def log0(x: Tensor, kappa: Tensor | float) -> Tensor:
+    """Logarithm at the origin of points given by their space part; the inverse of `exp0`.
+
+    Args:
+        x: [..., D] space parts.
+        kappa: scalar >= 0.
+
+    Returns:
+        [..., D] tangent vectors, dtype of x; computed in float32 (float64 for float64 x).
+    """
+    return _RadialMap.apply(x, _as_scalar(kappa, x), _psi)
+
+
+def _as_scalar(kappa: Tensor | float, like: Tensor) -> Tensor:
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.as_tensor(kappa, dtype=dtype, device=like.device).reshape(())
+
+
+def _checked(kappa: Tensor | float, like: Tensor, factor: str) -> Tensor:
+    if isinstance(kappa, Tensor) and kappa.numel() != 1:
+        raise ValueError(f"kappa must be a scalar, got {list(kappa.shape)}.")
+    # reading a value back stalls an accelerator and breaks a graph: there, a learnable kappa is the caller's word
+    if not isinstance(kappa, Tensor) or (kappa.device.type == "cpu" and not torch.compiler.is_compiling()):
+        value = float(kappa.detach()) if isinstance(kappa, Tensor) else float(kappa)
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"kappa ({value}) must be finite and not negative.")
+        if factor == "paper" and value == 0:
+            raise ValueError('factor "paper" needs a positive kappa: its first rate is infinite in flat space.')
+    return _as_scalar(kappa, like)
+
+
+def _series(s: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    total = torch.full_like(s, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        total = total * s + c
+    return total
+
+
+# sinh(r)/r = sum s^k / (2k+1)!; below s = 1 nine terms reach float64's rounding
+_PHI = tuple(1.0 / f for f in (1, 6, 120, 5040, 362880, 39916800, 6227020800, 1307674368000, 355687428096000))
+# asinh(r)/r = sum (-1)^k (2k)! / (4^k k!^2 (2k+1)) s^k; below s = 0.01
+_PSI = (1.0, -1 / 6, 3 / 40, -15 / 336, 105 / 3456, -945 / 42240, 10395 / 599040, -135135 / 9676800)
+
+
+def _slopes(coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(k * c for k, c in enumerate(coefficients))[1:]
+
+
+def _phi(s: Tensor) -> tuple[Tensor, Tensor]:
+    """phi and its derivative in s; the unused branch is fed a harmless value."""
+    near, far = s < 1.0, s.clamp_min(1.0)
+    root = far.sqrt()
+    value = torch.where(near, _series(s, _PHI), torch.sinh(root) / root)
+    slope = torch.where(near, _series(s, _slopes(_PHI)), (torch.cosh(root) - torch.sinh(root) / root) / (2 * far))
+    return value, slope
+
+
+def _psi(s: Tensor) -> tuple[Tensor, Tensor]:
+    """psi and its derivative in s."""
+    near, far = s < 0.01, s.clamp_min(0.01)
+    root = far.sqrt()
+    value = torch.where(near, _series(s, _PSI), torch.asinh(root) / root)
+    slope = torch.where(near, _series(s, _slopes(_PSI)), ((1 + far).rsqrt() - torch.asinh(root) / root) / (2 * far))
+    return value, slope
+
+
+class _RadialMap(torch.autograd.Function):
+    """v f(kappa |v|^2), with f's derivative written out."""
+
+    @staticmethod
+    def forward(ctx, v, kappa, function):
+        wide = v.to(kappa.dtype)
+        value, _ = function(kappa * wide.square().sum(-1, keepdim=True))
+        ctx.save_for_backward(v, kappa)
+        ctx.function = function
+        return (wide * value).to(v.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        v, kappa = ctx.saved_tensors
+        wide, g = v.to(kappa.dtype), grad.to(kappa.dtype)
+        square = wide.square().sum(-1, keepdim=True)
+        value, slope = ctx.function(kappa * square)
+        along = (g * wide).sum(-1, keepdim=True)
+        dv = g * value + 2 * kappa * wide * slope * along
+        return dv.to(v.dtype), (slope * square * along).sum(), None
