@@ -1,0 +1,306 @@
+// The selective scan on a CPU, behind a C ABI. Contract: lightrec/ops/selective_scan.py.
+//
+// One source, several objects: the build compiles it with -DLIGHTREC_LANES=16 (AVX-512), 8 (AVX2 and FMA) and without
+// (4 lanes, whatever the machine has, plus the entry points, which choose at run time).
+//
+// Vectors run over channels, so no sum over states crosses lanes; the states of a block of channels stay in the first
+// cache for the whole sequence. Batch rows are independent. Work is cut into groups of rows that do not depend on the
+// number of threads, and partial sums are added in order: the result is the same on any number of threads.
+// Threads are made for one call and joined: nothing of them survives into a fork.
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#ifndef LIGHTREC_LANES
+#define LIGHTREC_LANES 4
+#define LIGHTREC_ENTRY
+#endif
+#define GLUE_(a, b) a##b
+#define GLUE(a, b) GLUE_(a, b)
+#define ISA GLUE(lanes, LIGHTREC_LANES)
+
+struct Arguments {
+  int64_t B, L, D, N, every, rows, softplus;
+  const float *x, *delta, *A, *Bm, *C, *skip, *z, *bias, *initial;
+  const uint8_t *resets;
+  float *out, *final, *kept;  // forward writes; backward reads kept
+  const float *grad_out, *grad_final;
+  float *dx, *ddelta, *dA, *dB, *dC, *dskip, *dz, *dbias, *dinitial;  // dA, dskip, dbias: one slice a group of rows
+};
+
+namespace ISA {
+constexpr int W = LIGHTREC_LANES;
+typedef float V __attribute__((vector_size(W * 4), aligned(4), may_alias));
+typedef int32_t I __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+static inline V all(float v) { return V{} + v; }
+static inline I bits(V v) { return (I)v; }
+static inline V pick(I m, V a, V b) { return (V)((m & bits(a)) | (~m & bits(b))); }
+
+// 2^v to 1e-7; a NaN stays one. The magic constant rounds to an integer that its low bits hold.
+static inline V exp2(V v) {
+  v = pick(v < all(-126.0f), all(-126.0f), v);
+  v = pick(v > all(127.0f), all(127.0f), v);
+  const V magic = all(12582912.0f);
+  V r = v + magic;
+  V f = v - (r - magic);
+  V scale = (V)((bits(r) << 23) + (127 << 23));
+  V p = all(1.535336188319500e-4f);
+  p = p * f + 1.339887440266574e-3f;
+  p = p * f + 9.618437357674640e-3f;
+  p = p * f + 5.550332471162809e-2f;
+  p = p * f + 2.402264791363012e-1f;
+  p = p * f + 6.931472028550421e-1f;
+  p = p * f + 1.0f;
+  return p * scale;
+}
+static inline V expv(V v) { return exp2(v * 1.44269504088896341f); }
+
+// log(1 + e) for e in [0, 1], with what 1 + e rounds away added back (Cephes' logf inside).
+static inline V log1p_unit(V e) {
+  V u = e + 1.0f;
+  V lost = (e - (u - 1.0f)) / u;
+  I big = u > all(1.41421356f);
+  V m = pick(big, u * 0.5f, u) - 1.0f;
+  V s = m * m;
+  V p = all(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  V y = p * m * s - 0.5f * s + m;
+  return y + pick(big, all(0.693147180559945f), V{}) + lost;
+}
+static inline V softplusv(V v) {
+  V a = pick(v < V{}, v, -v);
+  return pick(v > V{}, v, pick(v == v, V{}, v)) + log1p_unit(expv(a));
+}
+static inline V sigmoidv(V v) { return 1.0f / (1.0f + expv(-v)); }
+
+// Up to W floats; the rest of the vector is zero, so that a missing channel adds nothing.
+static inline V load(const float *p, int w) {
+  if (w == W) return *(const V *)p;
+  float t[W] = {0};
+  std::memcpy(t, p, w * 4);
+  return *(V *)t;
+}
+static inline void store(float *p, V v, int w) {
+  if (w == W) { *(V *)p = v; return; }
+  std::memcpy(p, &v, w * 4);
+}
+static inline float total(V v) {
+  float s = 0;
+  for (int i = 0; i < W; i++) s += v[i];
+  return s;
+}
+static inline V column(const float *p, int64_t N, int64_t n, int w) {  // p[D, N] -> W channels of state n
+  V v{};
+  for (int i = 0; i < w; i++) v[i] = p[i * N + n];
+  return v;
+}
+static inline void put(float *p, int64_t N, int64_t n, int w, V v) {
+  for (int i = 0; i < w; i++) p[i * N + n] = v[i];
+}
+
+static void forward(const Arguments &q, int64_t first, int64_t last) {
+  const int64_t L = q.L, D = q.D, N = q.N, M = (L + q.every - 1) / q.every;
+  std::vector<V> h(N), A(N);
+  for (int64_t d = 0; d < D; d += W) {
+    const int w = D - d < W ? int(D - d) : W;
+    for (int64_t n = 0; n < N; n++) A[n] = column(q.A + d * N, N, n, w) * 1.44269504088896341f;
+    const V bias = q.bias ? load(q.bias + d, w) : V{}, skip = q.skip ? load(q.skip + d, w) : V{};
+    for (int64_t b = first; b < last; b++) {
+      for (int64_t n = 0; n < N; n++) h[n] = q.initial ? column(q.initial + (b * D + d) * N, N, n, w) : V{};
+      for (int64_t t = 0; t < L; t++) {
+        if (q.kept && t % q.every == 0)
+          for (int64_t n = 0; n < N; n++) put(q.kept + ((b * M + t / q.every) * D + d) * N, N, n, w, h[n]);
+        if (q.resets && q.resets[b * L + t])
+          for (int64_t n = 0; n < N; n++) h[n] = V{};
+        const int64_t at = (b * L + t) * D + d;
+        V dt = load(q.delta + at, w) + bias;
+        if (q.softplus) dt = softplusv(dt);
+        const V x = load(q.x + at, w), u = dt * x;
+        const float *Bt = q.Bm + (b * L + t) * N, *Ct = q.C + (b * L + t) * N;
+        V y = skip * x;
+        for (int64_t n = 0; n < N; n++) {
+          h[n] = exp2(dt * A[n]) * h[n] + u * Bt[n];
+          y += h[n] * Ct[n];
+        }
+        if (q.z) {
+          const V z = load(q.z + at, w);
+          y = y * z * sigmoidv(z);
+        }
+        store(q.out + at, y, w);
+      }
+      for (int64_t n = 0; n < N; n++) put(q.final + (b * D + d) * N, N, n, w, h[n]);
+    }
+  }
+}
+
+static void backward(const Arguments &q, int64_t group, int64_t first, int64_t last) {
+  const int64_t L = q.L, D = q.D, N = q.N, K = q.every, M = (L + K - 1) / K, blocks = (D + W - 1) / W;
+  std::vector<V> A(blocks * N), dA(blocks * N), g(blocks * N), dskip(blocks), dbias(blocks);
+  std::vector<V> a(K * N), h((K + 1) * N), dB(K * N), dC(K * N), dts(K), slope(K);
+  for (int64_t k = 0; k < blocks; k++)
+    for (int64_t n = 0; n < N; n++)
+      A[k * N + n] = column(q.A + k * W * N, N, n, D - k * W < W ? int(D - k * W) : W);
+  for (int64_t b = first; b < last; b++) {
+    for (int64_t k = 0; k < blocks; k++) {
+      const int64_t d = k * W;
+      const int w = D - d < W ? int(D - d) : W;
+      for (int64_t n = 0; n < N; n++)
+        g[k * N + n] = q.grad_final ? column(q.grad_final + (b * D + d) * N, N, n, w) : V{};
+    }
+    for (int64_t m = M - 1; m >= 0; m--) {
+      const int64_t from = m * K, T = L - from < K ? L - from : K;
+      for (int64_t i = 0; i < T * N; i++) dB[i] = dC[i] = V{};
+      for (int64_t k = 0; k < blocks; k++) {
+        const int64_t d = k * W;
+        const int w = D - d < W ? int(D - d) : W;
+        const V bias = q.bias ? load(q.bias + d, w) : V{}, skip = q.skip ? load(q.skip + d, w) : V{};
+        const V *Ak = &A[k * N];
+        V *gk = &g[k * N], *dAk = &dA[k * N];
+        for (int64_t n = 0; n < N; n++) h[n] = column(q.kept + ((b * M + m) * D + d) * N, N, n, w);
+        for (int64_t t = 0; t < T; t++) {
+          const int64_t row = b * L + from + t, at = row * D + d;
+          const V raw = load(q.delta + at, w) + bias;
+          const V dt = q.softplus ? softplusv(raw) : raw;
+          dts[t] = dt;
+          slope[t] = q.softplus ? sigmoidv(raw) : all(1.0f);
+          const V u = dt * load(q.x + at, w), dt2 = dt * 1.44269504088896341f;
+          const float *Bt = q.Bm + row * N;
+          const float keep = q.resets && q.resets[row] ? 0.0f : 1.0f;
+          const V *before = &h[t * N];
+          V *after = &h[(t + 1) * N], *at_t = &a[t * N];
+          if (keep != 0.0f)
+            for (int64_t n = 0; n < N; n++) {
+              at_t[n] = exp2(dt2 * Ak[n]);
+              after[n] = at_t[n] * before[n] + u * Bt[n];
+            }
+          else
+            for (int64_t n = 0; n < N; n++) {
+              at_t[n] = V{};
+              after[n] = u * Bt[n];
+            }
+        }
+        for (int64_t t = T - 1; t >= 0; t--) {
+          const int64_t row = b * L + from + t, at = row * D + d;
+          const V dt = dts[t], x = load(q.x + at, w), u = dt * x;
+          const float *Bt = q.Bm + row * N, *Ct = q.C + row * N;
+          const V *before = &h[t * N], *after = &h[(t + 1) * N], *at_t = &a[t * N];
+          V dy = load(q.grad_out + at, w);
+          if (q.z) {
+            const V z = load(q.z + at, w), s = sigmoidv(z);
+            V y = skip * x;
+            for (int64_t n = 0; n < N; n++) y += after[n] * Ct[n];
+            store(q.dz + at, dy * y * s * (1.0f + z * (1.0f - s)), w);
+            dy = dy * z * s;
+          }
+          V du{}, ddt{};
+          V *dBt = &dB[t * N], *dCt = &dC[t * N];
+          for (int64_t n = 0; n < N; n++) {
+            const V G = gk[n] + dy * Ct[n];
+            dCt[n] += dy * after[n];
+            dBt[n] += u * G;
+            du += G * Bt[n];
+            const V carried = G * at_t[n], e = carried * before[n];
+            ddt += e * Ak[n];
+            dAk[n] += e * dt;
+            gk[n] = carried;
+          }
+          ddt = (ddt + du * x) * slope[t];
+          store(q.ddelta + at, ddt, w);
+          store(q.dx + at, du * dt + skip * dy, w);
+          dskip[k] += dy * x;
+          dbias[k] += ddt;
+        }
+      }
+      for (int64_t i = 0; i < T * N; i++) {
+        q.dB[(b * L + from) * N + i] = total(dB[i]);
+        q.dC[(b * L + from) * N + i] = total(dC[i]);
+      }
+    }
+    for (int64_t k = 0; k < blocks; k++)
+      for (int64_t n = 0; n < N; n++)
+        put(q.dinitial + (b * D + k * W) * N, N, n, D - k * W < W ? int(D - k * W) : W, g[k * N + n]);
+  }
+  for (int64_t k = 0; k < blocks; k++) {
+    const int w = D - k * W < W ? int(D - k * W) : W;
+    for (int64_t n = 0; n < N; n++) put(q.dA + (group * D + k * W) * N, N, n, w, dA[k * N + n]);
+    store(q.dskip + group * D + k * W, dskip[k], w);
+    store(q.dbias + group * D + k * W, dbias[k], w);
+  }
+}
+// The least work of a scan: one exponential a state, summed so that none is left out.
+static float floor_(int64_t count) {
+  V s[4] = {}, v[4];
+  for (int j = 0; j < 4; j++) v[j] = all(-0.1f * (j + 1));
+  for (int64_t i = 0; i < count; i += 4 * W)
+    for (int j = 0; j < 4; j++) {
+      s[j] += exp2(v[j]);
+      v[j] -= 1e-6f;
+    }
+  return total(s[0] + s[1] + s[2] + s[3]);
+}
+}  // namespace ISA
+
+#define EXPORTS(lanes)                                                             \
+  void GLUE(run_, lanes)(const Arguments &q, int64_t group, int backward_too);     \
+  float GLUE(floor_, lanes)(int64_t count);
+EXPORTS(16) EXPORTS(8) EXPORTS(4)
+
+void GLUE(run_, LIGHTREC_LANES)(const Arguments &q, int64_t group, int backward_too) {
+  const int64_t first = group * q.rows, last = first + q.rows < q.B ? first + q.rows : q.B;
+  if (backward_too) ISA::backward(q, group, first, last);
+  else ISA::forward(q, first, last);
+}
+float GLUE(floor_, LIGHTREC_LANES)(int64_t count) { return ISA::floor_(count); }
+
+#ifdef LIGHTREC_ENTRY
+extern "C" {
+int lightrec_abi() { return 1; }
+
+// The widest vectors that both the build and this machine have: 16, 8 or 4 lanes.
+int lightrec_lanes() {
+#ifdef LIGHTREC_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 16;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
+#endif
+  return 4;
+}
+
+static void one(int lanes, const Arguments &q, int64_t group, int backward) {
+#ifdef LIGHTREC_X86
+  if (lanes == 16) return run_16(q, group, backward);
+  if (lanes == 8) return run_8(q, group, backward);
+#endif
+  run_4(q, group, backward);
+}
+
+void lightrec_scan(const Arguments *q, int backward, int lanes, int threads) {
+  const int64_t groups = (q->B + q->rows - 1) / q->rows;
+  if (threads > groups) threads = int(groups);
+  auto work = [=](int i) {
+    for (int64_t g = groups * i / threads; g < groups * (i + 1) / threads; g++) one(lanes, *q, g, backward);
+  };
+  std::vector<std::thread> team;
+  for (int i = 1; i < threads; i++) team.emplace_back(work, i);
+  if (threads > 0) work(0);
+  for (auto &t : team) t.join();
+}
+
+float lightrec_exp_floor(int64_t count, int lanes) {
+#ifdef LIGHTREC_X86
+  if (lanes == 16) return floor_16(count);
+  if (lanes == 8) return floor_8(count);
+#endif
+  return floor_4(count);
+}
+}
+#endif
