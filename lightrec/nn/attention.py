@@ -51,24 +51,23 @@ class MultiHeadAttention(nn.Module):
         Returns:
             [B, L, D].
         """
-        B, L, D = x.shape
-        split = B, L, self.num_heads, D // self.num_heads
-        query = self.query(x).view(split).transpose(1, 2)  # [B, H, L, D / H]
-        key, value = self.key_value(x if memory is None else memory).chunk(2, -1)
-        key, value = key.view(split).transpose(1, 2), value.view(split).transpose(1, 2)
-        mask = None if self.causal else valid_mask(lengths, L)[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=self.causal)
-        return self.output(y.transpose(1, 2).reshape(B, L, D))
+        mask = None if self.causal else valid_mask(lengths, x.shape[1])[:, None, None, :]
+        return self._attend(x, x if memory is None else memory, mask, self.causal)
 
     def last(self, x: Tensor, lengths: Tensor, memory: Tensor) -> Tensor:
         """Attends from the last real position only: x [B, D] asks memory [B, L, D]; returns [B, D]."""
-        B, L, D = memory.shape
-        query = self.query(x).view(B, 1, self.num_heads, D // self.num_heads).transpose(1, 2)
-        key, value = (
-            part.view(B, L, self.num_heads, D // self.num_heads).transpose(1, 2)
-            for part in self.key_value(memory).chunk(2, -1)
-        )
-        mask = valid_mask(lengths, L)[:, None, None, :]
+        mask = valid_mask(lengths, memory.shape[1])[:, None, None, :]
+        return self._attend(x[:, None], memory, mask, is_causal=False)[:, 0]
+
+    def _attend(self, x: Tensor, memory: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """x [B, Q, D] asks memory [B, L, D]; returns [B, Q, D]."""
+        key, value = self.key_value(memory).chunk(2, -1)
         dropout = self.dropout if self.training else 0.0
-        return self.output(F.scaled_dot_product_attention(query, key, value, mask, dropout).reshape(B, D))
+        query, key, value = self._heads(self.query(x)), self._heads(key), self._heads(value)
+        y = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=is_causal)
+        return self.output(y.transpose(1, 2).reshape(x.shape))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, H, L, D / H]."""
+        B, L, D = x.shape
+        return x.view(B, L, self.num_heads, D // self.num_heads).transpose(1, 2)
