@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightrec.errors import InputError
+
 if TYPE_CHECKING:
     from lightrec.data.batch import Batch
     from lightrec.recommender import EncoderRecommender
@@ -118,7 +120,7 @@ class ItemTable(Configurable, nn.Module, ABC):
             item_ids [B, K] best first, 0 where candidates ran out; scores [B, K], -inf there.
 
         Raises:
-            RuntimeError: a score is NaN.
+            InputError: a score is NaN.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             return _top_k(self, hidden.float(), k, exclude_ids, candidate_ids)
@@ -196,7 +198,12 @@ def _top_k(
         best_ids = pool_ids.gather(1, column)
 
     if candidate_ids is not None:
-        merge(items.score(hidden, candidate_ids), candidate_ids)
+        scores = items.score(hidden, candidate_ids)
+        if exclude_ids is not None and exclude_ids.shape[1]:
+            left_out = exclude_ids.sort(1).values
+            place = torch.searchsorted(left_out, candidate_ids).clamp_max(left_out.shape[1] - 1)
+            scores = scores.masked_fill(left_out.gather(1, place) == candidate_ids, -torch.inf)
+        merge(scores, candidate_ids)
     else:
         size = max(k, _BLOCK_BYTES // (4 * max(1, len(hidden))))
         head = items.linear_head(hidden)
@@ -214,5 +221,7 @@ def _top_k(
                 scores[row, exclude_ids[row, place] - start] = -torch.inf
             merge(scores, ids)
     if best_scores.isnan().any():
-        raise RuntimeError("the model scored NaN: it has diverged; lower learning_rate or use gradient clipping.")
+        raise InputError(
+            "the model scored NaN: it has diverged; lower --model.learning_rate or set --trainer.gradient_clip_val."
+        )
     return best_ids.masked_fill(best_scores == -torch.inf, 0), best_scores

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "metrics": ["errors"],
     "ops": [],
     "plugins": ["errors"],
-    "interfaces": ["data.batch"],
+    "interfaces": ["data.batch", "errors"],
     "nn": ["ops", "interfaces"],
     "objectives": ["interfaces", "ops", "nn", "data.batch"],
     "recommender": ["interfaces", "metrics", "data.batch", "nn.sequence", "checkpoint"],

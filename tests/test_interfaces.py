@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightrec import interfaces
 from lightrec.checkpoint import build
+from lightrec.errors import InputError
 from lightrec.interfaces import Configurable, ItemTable, SequenceEncoder, describe
 from lightrec.nn.item_embedding import ItemEmbedding
 
@@ -161,6 +162,15 @@ def test_candidates_are_all_there_is_to_rank(table):
         assert torch.allclose(scores[row, : len(own)], full[row, expected], atol=1e-6)
 
 
+def test_candidates_may_be_excluded_too(table):
+    hidden = torch.randn(3, 5)
+    candidates = torch.tensor([[3, 9, 23, 7], [1, 2, 0, 0], [4, 5, 6, 7]])
+    exclude = torch.tensor([[23, 3, 11], [0, 0, 0], [7, 5, 4]])
+    item_ids, scores = table.top_k(hidden, 4, exclude, candidates)
+    alone_ids, alone = table.top_k(hidden, 4, None, torch.tensor([[9, 7, 0, 0], [1, 2, 0, 0], [6, 0, 0, 0]]))
+    assert torch.equal(item_ids, alone_ids) and torch.allclose(scores, alone, atol=1e-6)
+
+
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
 def test_a_nan_anywhere_raises(table, monkeypatch, block_bytes):
     monkeypatch.setattr(interfaces, "_BLOCK_BYTES", block_bytes)
@@ -168,7 +178,7 @@ def test_a_nan_anywhere_raises(table, monkeypatch, block_bytes):
         spoiled = copy.deepcopy(table)
         with torch.no_grad():
             spoiled.embedding.weight[item] = torch.nan
-        with pytest.raises(RuntimeError, match="diverged"):
+        with pytest.raises(InputError, match="diverged; lower --model.learning_rate"):
             spoiled.top_k(torch.randn(3, 5), 2)
 
 
