@@ -1,11 +1,20 @@
-"""Multi-head self-attention over right-padded sequences, through torch's fused kernel."""
+"""Multi-head self-attention over right-padded sequences, through torch's fused kernel.
+
+With dropout of the attention weights torch has no fused kernel on the CPU and draws a Bernoulli variable for each
+weight: 3 to 4 times the time without dropout. There, a few rows at a time are attended to instead, so that their
+weights stay in the cache, with the cheap masks of `lightrec.nn.dropout`: 1.1 to 1.5 times.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightrec.nn.dropout import keep_mask
 from lightrec.nn.sequence import valid_mask
+
+_TILE_BYTES = 2**19  # attention weights of the rows that are worked on together
 
 
 class MultiHeadAttention(nn.Module):
@@ -17,7 +26,7 @@ class MultiHeadAttention(nn.Module):
     Args:
         hidden_size: D.
         num_heads: heads; must divide D.
-        dropout: dropout of the attention weights. Anything above 0 leaves the fused CPU kernel (5 times the time).
+        dropout: dropout of the attention weights.
         causal: each position attends to itself and what came before.
         bias: biases in the four projections.
         output: a final projection W_O (the 2018 SASRec has none).
@@ -64,10 +73,62 @@ class MultiHeadAttention(nn.Module):
         key, value = self.key_value(memory).chunk(2, -1)
         dropout = self.dropout if self.training else 0.0
         query, key, value = self._heads(self.query(x)), self._heads(key), self._heads(value)
-        y = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=is_causal)
+        if dropout and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+            with torch.autocast("cpu", enabled=False):
+                heads = query.to(wide), key.to(wide), value.to(wide)
+                y = _TiledDropoutAttention.apply(*heads, mask, dropout, is_causal).to(value.dtype)
+        else:
+            y = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=is_causal)
         return self.output(y.transpose(1, 2).reshape(x.shape))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, H, L, D / H]."""
         B, L, D = x.shape
         return x.view(B, L, self.num_heads, D // self.num_heads).transpose(1, 2)
+
+
+class _TiledDropoutAttention(torch.autograd.Function):
+    """softmax(q k^T / sqrt(d)) with dropped weights, times v: the same as torch's, other draws."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, dropout, is_causal):
+        B, H, Q, d = query.shape
+        L = key.shape[2]
+        tile = max(1, _TILE_BYTES // (4 * H * Q * L))
+        hidden = None
+        if is_causal:
+            hidden = torch.ones(Q, L, dtype=torch.bool).triu_(1)
+        out = value.new_empty(B, H, Q, d)
+        weights, keeps = [], []
+        for start in range(0, B, tile):
+            rows = slice(start, start + tile)
+            scores = torch.matmul(query[rows] * d**-0.5, key[rows].transpose(-1, -2))
+            if hidden is not None:
+                scores.masked_fill_(hidden, -torch.inf)
+            if mask is not None:
+                scores.masked_fill_(~mask[rows], -torch.inf)
+            weight = torch.softmax(scores, -1)
+            keep = keep_mask(weight.shape, dropout, weight.dtype)
+            out[rows] = torch.matmul(weight * keep, value[rows])
+            weights.append(weight)
+            keeps.append(keep)
+        ctx.save_for_backward(query, key, value, *weights, *keeps)
+        ctx.tile = tile
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        query, key, value, *saved = ctx.saved_tensors
+        weights, keeps = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        scale = query.shape[-1] ** -0.5
+        for i, (weight, keep) in enumerate(zip(weights, keeps, strict=True)):
+            rows = slice(i * ctx.tile, (i + 1) * ctx.tile)
+            grads[2][rows] = torch.matmul((weight * keep).transpose(-1, -2), grad[rows])
+            back = torch.matmul(grad[rows], value[rows].transpose(-1, -2)).mul_(keep)
+            back = torch._softmax_backward_data(back, weight, -1, weight.dtype).mul_(scale)
+            grads[0][rows] = torch.matmul(back, key[rows])
+            grads[1][rows] = torch.matmul(back.transpose(-1, -2), query[rows])
+        return *grads, None, None, None
