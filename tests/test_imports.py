@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "errors": [],
     "data": ["errors"],
     "metrics": ["errors"],
-    "ops": [],
+    "ops": ["plugins", "errors"],
     "plugins": ["errors"],
     "interfaces": ["data.batch", "errors"],
     "nn": ["ops", "interfaces"],

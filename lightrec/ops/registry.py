@@ -1,8 +1,15 @@
 """Which implementation of an op runs: names, reasons, and four ways to choose.
 
-A kernel is chosen by the `kernel=` argument, else by `with use_kernel(...)`, else by the environment variable
-`LIGHTREC_KERNEL` (read once, at import), else by priority among those that accept. A kernel asked for by name that
-cannot run raises with its reason; an automatic choice passes on to the next.
+A kernel is chosen by the `kernel=` argument, else by `with use_kernel(...)` (which is what `--kernel` does), else by
+the environment variable `LIGHTREC_KERNEL` (read once, at import), else by priority among those that accept. A kernel
+asked for by name that cannot run raises with its reason; an automatic choice passes on to the next.
+
+The argument names a kernel of its op. Context and environment speak for all ops: `native` means the kernel of that
+name in each op that has one and leaves the other ops alone; `selective_scan=native,linear_cross_entropy=torch` names
+ops; both forms go together. A name that no op knows raises, with near matches.
+
+A kernel that can run where nobody would want it to, such as Triton's interpreter on a CPU, says so with `only_by_name`:
+then no automatic choice takes it, and whoever asks for it by name gets it.
 
 A distribution brings a kernel by an entry point of the group `lightrec.kernels` whose value is a function without
 arguments returning a `Kernel` or a list of them. Entry points are read at the first choice; one that fails is recorded
@@ -12,22 +19,36 @@ with its reason and disturbs nobody else. `LIGHTREC_PLUGINS` restricts them as i
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib import metadata
+from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
-GROUP = "lightrec.kernels"
-API_VERSION = 1
+from lightrec import plugins
+from lightrec.errors import InputError
 
-_FROM_ENVIRONMENT = os.environ.get("LIGHTREC_KERNEL", "").strip() or None
+API_VERSION = 1
+VARIABLE = "LIGHTREC_KERNEL"
+
+_OWN_OPS = ("lightrec.ops.selective_scan", "lightrec.ops.linear_cross_entropy")
+_FROM_ENVIRONMENT = os.environ.get(VARIABLE, "").strip() or None
 _chosen: ContextVar[str | None] = ContextVar("lightrec_kernel", default=None)
 _kernels: dict[tuple[str, str], Kernel] = {}
+_usual: dict[str, Callable[[str], Any]] = {}
+_owners: dict[tuple[str, str], str] = {}
 _broken: dict[str, str] = {}
 _loaded = False
+
+
+class KernelRefused(InputError, RuntimeError):
+    """A kernel asked for by name cannot run this call, or no kernel can."""
+
+
+def _wanted_always(spec: Any) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -40,10 +61,12 @@ class Kernel:
         forward: the computation; its signature belongs to the op and is written in the op's file.
         backward: its gradient, or None where autograd differentiates `forward`.
         accepts: takes the op's spec (shapes' constants, dtypes and flags; no tensor) and returns None or the reason why
-            the kernel cannot run. It must not raise.
+            the kernel cannot run. It should not raise; what it raises counts as the reason.
         priority: the highest that accepts runs; reference -100, torch 0, third parties 30, native and triton 50.
         checkpoint_every: steps between two states that `forward` keeps for `backward`.
         api_version: the contract that the kernel was written for.
+        only_by_name: takes the spec of a call that `accepts` let pass and returns None, or the reason why the kernel
+            should run it only if asked for by name.
     """
 
     op: str
@@ -54,6 +77,7 @@ class Kernel:
     priority: int = 30
     checkpoint_every: int = 16
     api_version: int = API_VERSION
+    only_by_name: Callable[[Any], str | None] = _wanted_always
 
 
 def register_kernel(kernel: Kernel) -> None:
@@ -74,10 +98,20 @@ def register_kernel(kernel: Kernel) -> None:
     _kernels[kernel.op, kernel.name] = kernel
 
 
+def register_op(op: str, usual: Callable[[str], Any]) -> None:
+    """Tells how an op is usually called, so that `describe_kernels` can ask its kernels.
+
+    Args:
+        op: the op's name.
+        usual: takes a device type, `cpu`, and returns the spec of a usual training call there.
+    """
+    _usual[op] = usual
+
+
 @contextmanager
 def use_kernel(name: str | None) -> Iterator[None]:
-    """Runs what is inside with this kernel; None returns to the automatic choice. A compiled graph keeps the choice of
-    its first run."""
+    """Runs what is inside with this kernel, or these (`op=name,op=name`); None returns to the automatic choice. A
+    compiled graph keeps the choice of its first run."""
     token = _chosen.set(name or "")
     try:
         yield
@@ -86,25 +120,72 @@ def use_kernel(name: str | None) -> Iterator[None]:
 
 
 def requested(argument: str | None) -> str | None:
-    """The name asked for: argument, else context, else environment; None means automatic."""
-    if argument is not None:
-        return argument
-    context = _chosen.get()
-    return (context or None) if context is not None else _FROM_ENVIRONMENT
+    """What was asked for, as written: argument, else context, else environment; None means automatic."""
+    return _request(argument)[0]
+
+
+def asked_for(op: str, argument: str | None = None) -> tuple[str | None, str]:
+    """The kernel asked for and by what.
+
+    Args:
+        op: the op's name.
+        argument: the op's `kernel` argument.
+
+    Returns:
+        A name or None for the automatic choice; and "argument", "context", "environment" or "priority".
+
+    Raises:
+        InputError: context or environment name an op or a kernel that nobody knows.
+    """
+    text, source = _request(argument)
+    if text is None or source == "argument":
+        return text, source
+    _load()
+    choice = parse_choice(text)
+    ops = {key[0] for key in _kernels}
+    for other in choice:
+        if other and other not in ops:
+            near = plugins.suggestion(other, sorted(ops)) or f"; ops: {', '.join(sorted(ops))}."
+            raise InputError(f"there is no op {other!r} to choose a kernel for ({text}){near}")
+    if op in choice:
+        return choice[op], source
+    name = choice.get("")
+    if name is None or (op, name) in _kernels:
+        return name, source if name else "priority"
+    if any(key[1] == name for key in _kernels):
+        return None, "priority"
+    raise InputError(_unknown(None, name))
+
+
+@lru_cache
+def parse_choice(text: str) -> dict[str, str]:
+    """Reads `native`, `selective_scan=native,linear_cross_entropy=torch` or a mixture.
+
+    Returns:
+        Names of kernels by op; what holds for all other ops is under "".
+
+    Raises:
+        InputError: neither of the two forms, or an op named twice.
+    """
+    choice: dict[str, str] = {}
+    for part in text.split(","):
+        op, equals, name = (word.strip() for word in part.rpartition("="))
+        if not name or (equals and not op) or op in choice:
+            raise InputError(f"kernel choice {text!r} must be a name, or op=name with commas between, each op once.")
+        choice[op] = name
+    return choice
 
 
 def get_kernel(op: str, name: str) -> Kernel:
     """The kernel of that name.
 
     Raises:
-        ValueError: unknown; lists what there is and what is broken.
+        InputError: unknown; lists near matches, what there is and what is broken.
     """
-    _load_entry_points()
+    _load()
     found = _kernels.get((op, name))
     if found is None:
-        broken = f" Broken: {'; '.join(f'{k} ({v})' for k, v in _broken.items())}." if _broken else ""
-        names = ", ".join(kernel.name for kernel in _of(op)) or "none"
-        raise ValueError(f"no kernel {name!r} for {op}. Installed: {names}.{broken}")
+        raise InputError(_unknown(op, name))
     return found
 
 
@@ -117,71 +198,123 @@ def choose(op: str, spec: Any, kernel: str | None = None) -> Kernel:
         kernel: a name, or None.
 
     Raises:
-        ValueError: a named kernel is unknown.
-        RuntimeError: a named kernel cannot run, or none can.
+        InputError: a named kernel is unknown.
+        KernelRefused: a named kernel cannot run, or none can.
     """
-    name = requested(kernel)
+    name, _ = asked_for(op, kernel)
     if name is not None:
         found = get_kernel(op, name)
-        reason = found.accepts(spec)
+        reason = _refusal(found, spec)
         if reason is not None:
-            raise RuntimeError(f"kernel {name!r} was asked for but cannot run {op}: {reason}.")
+            raise KernelRefused(f"kernel {name!r} was asked for but cannot run {op}: {reason}.")
         return found
-    _load_entry_points()
+    _load()
     for found in _of(op):
-        if found.accepts(spec) is None:
+        if _refusal(found, spec) is None and _reserve(found, spec) is None:
             return found
-    reasons = "; ".join(f"{found.name}: {found.accepts(spec)}" for found in _of(op))
-    raise RuntimeError(f"no kernel can run {op}: {reasons or 'none is registered'}.")
+    reasons = "; ".join(f"{k.name}: {_refusal(k, spec) or _reserve(k, spec)}" for k in _of(op))
+    raise KernelRefused(f"no kernel can run {op}: {reasons or 'none is registered'}.")
 
 
 def explain(op: str, spec: Any) -> list[tuple[str, str | None]]:
     """Each kernel of an op with None or its reason to refuse, best first."""
-    _load_entry_points()
-    return [(kernel.name, kernel.accepts(spec)) for kernel in _of(op)]
+    _load()
+    return [(kernel.name, _refusal(kernel, spec)) for kernel in _of(op)]
 
 
-def describe_kernels(specs: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """What `lightrec kernels` shows: a row per kernel with op, name, priority, reason (None: it can run) and chosen.
+def describe_kernels(specs: dict[str, Any] | None = None, device: str = "cpu") -> list[dict[str, Any]]:
+    """What `lightrec kernels` shows: a row per kernel, ops in order, best first.
 
     Args:
-        specs: a call per op to ask about; None asks for each op's usual training call on the CPU.
-    """
-    if specs is None:
-        from lightrec.ops.selective_scan import ScanSpec
+        specs: a call per op to ask about; None asks for each op's usual training call.
+        device: where the usual call runs.
 
-        specs = {"selective_scan": ScanSpec()}
+    Returns:
+        Rows with op, name, priority, distribution, reason (None: it can run), only_by_name (None, or why an automatic
+        choice leaves it out), chosen, and chosen_by: what asked for it, or "priority".
+    """
+    _load()
+    if specs is None:
+        specs = {op: usual(device) for op, usual in sorted(_usual.items())}
     rows = []
     for op, spec in specs.items():
-        answers = explain(op, spec)
-        named = requested(None)
-        able = [name for name, reason in answers if reason is None and named in (None, name)]
-        for name, reason in answers:
-            chosen = bool(able) and name == able[0]
+        name, source = asked_for(op)
+        try:
+            running = choose(op, spec).name
+        except KernelRefused:
+            running = None
+        for kernel in _of(op):
+            reason, chosen = _refusal(kernel, spec), kernel.name == running
             rows.append(
-                {"op": op, "name": name, "priority": _kernels[op, name].priority, "reason": reason, "chosen": chosen}
+                {
+                    "op": op,
+                    "name": kernel.name,
+                    "priority": kernel.priority,
+                    "distribution": _owners.get((op, kernel.name), plugins.HOME),
+                    "reason": reason,
+                    "only_by_name": _reserve(kernel, spec) if reason is None else None,
+                    "chosen": chosen,
+                    "chosen_by": source if chosen else None,
+                }
             )
-        rows += [{"op": op, "name": n, "priority": None, "reason": r, "chosen": False} for n, r in _broken.items()]
     return rows
+
+
+def broken_kernels() -> dict[str, str]:
+    """Entry points that brought no kernel, `distribution:name`, with the reason."""
+    _load()
+    return dict(_broken)
+
+
+def _request(argument: str | None) -> tuple[str | None, str]:
+    if argument is not None:
+        return argument, "argument"
+    context = _chosen.get()
+    if context is not None:
+        return (context, "context") if context else (None, "priority")
+    return (_FROM_ENVIRONMENT, "environment") if _FROM_ENVIRONMENT else (None, "priority")
 
 
 def _of(op: str) -> list[Kernel]:
     return sorted((k for k in _kernels.values() if k.op == op), key=lambda k: (-k.priority, k.name))
 
 
-def _load_entry_points() -> None:
+def _refusal(kernel: Kernel, spec: Any) -> str | None:
+    return _ask(kernel.accepts, spec)
+
+
+def _reserve(kernel: Kernel, spec: Any) -> str | None:
+    return _ask(kernel.only_by_name, spec)
+
+
+def _ask(check: Callable[[Any], str | None], spec: Any) -> str | None:
+    try:
+        return check(spec)
+    except Exception as error:  # a stranger's check must not take the choice down with it
+        return f"its check failed ({type(error).__name__}: {error})"
+
+
+def _unknown(op: str | None, name: str) -> str:
+    known = list(dict.fromkeys(k.name for k in (_of(op) if op else sorted(_kernels.values(), key=lambda k: k.name))))
+    line = f"no kernel {name!r}{f' for {op}' if op else ' for any op'}{plugins.suggestion(name, known) or '.'}"
+    line += f" Installed: {', '.join(known) or 'none'}."
+    return line + (f" Broken: {'; '.join(f'{k} ({v})' for k, v in _broken.items())}." if _broken else "")
+
+
+def _load() -> None:
     global _loaded
     if _loaded:
         return
     _loaded = True  # first, so that a kernel module may use the registry while it is imported
-    allowed = os.environ.get("LIGHTREC_PLUGINS")
-    for entry in metadata.entry_points(group=GROUP):
-        owner = re.sub(r"[-_.]+", "-", entry.dist.name).lower() if entry.dist else ""
-        if allowed is not None and owner not in [re.sub(r"[-_.]+", "-", a.strip()).lower() for a in allowed.split(",")]:
-            continue
+    for module in _OWN_OPS:
+        import_module(module)
+    for plugin in plugins.installed("kernels"):
         try:
-            made = entry.load()()
+            made = plugins.load(plugin)()
             for kernel in made if isinstance(made, (list, tuple)) else [made]:
                 register_kernel(kernel)
-        except Exception as error:  # whatever a stranger's import raises must not break others
-            _broken[entry.name] = f"{owner or entry.value}: {type(error).__name__}: {error}"
+                _owners[kernel.op, kernel.name] = f"{plugin.distribution} {plugin.version}"
+        except InputError as error:  # tells distribution, cause and remedy
+            _broken[f"{plugin.distribution}:{plugin.name}"] = str(error).rstrip(".")
+        except Exception as error:  # whatever a stranger's function raises must not break others
+            _broken[f"{plugin.distribution}:{plugin.name}"] = f"{type(error).__name__}: {error}".rstrip(".")

@@ -342,6 +342,7 @@ def _reference_forward(*arguments):
     raise RuntimeError("the reference is differentiated by autograd and called directly.")
 
 
+registry.register_op(OP, lambda device: ScanSpec(device=device))
 registry.register_kernel(registry.Kernel(OP, "reference", _reference_forward, None, lambda spec: None, priority=-100))
 registry.register_kernel(
     registry.Kernel(

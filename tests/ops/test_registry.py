@@ -1,12 +1,13 @@
 """Kernels are found, chosen and refused with reasons; a broken one disturbs nobody."""
 
 from dataclasses import dataclass
-from importlib import metadata
 
 import pytest
 
+import lightrec.ops.linear_cross_entropy  # noqa: F401  registers what it has before the registry is emptied below
+from lightrec.errors import InputError
 from lightrec.ops import registry
-from lightrec.ops.registry import Kernel, choose, describe_kernels, explain, register_kernel, use_kernel
+from lightrec.ops.registry import Kernel, asked_for, choose, describe_kernels, explain, register_kernel, use_kernel
 from lightrec.ops.selective_scan import ScanSpec
 
 
@@ -47,7 +48,7 @@ def test_argument_beats_context_beats_environment(kernels, monkeypatch):
 def test_a_named_kernel_that_cannot_run_raises_with_its_reason(kernels):
     with pytest.raises(RuntimeError, match="'fast' was asked for but cannot run double: too large"):
         choose("double", Spec(10), kernel="fast")
-    with pytest.raises(ValueError, match="no kernel 'fats' for double. Installed: fast, slow"):
+    with pytest.raises(ValueError, match="no kernel 'fats' for double; did you mean fast. Installed: fast, slow"):
         choose("double", Spec(), kernel="fats")
     with pytest.raises(RuntimeError, match="no kernel can run triple: none is registered"):
         choose("triple", Spec())
@@ -62,26 +63,99 @@ def test_a_name_is_taken_once_and_a_foreign_contract_refused(kernels):
         register_kernel(abs)
 
 
-def test_a_broken_plugin_is_recorded_and_others_load(kernels, monkeypatch):
-    good = Kernel("double", "good", abs, None, lambda s: None, priority=99)
+def test_a_name_of_another_op_leaves_this_one_to_the_automatic_choice(kernels, monkeypatch):
+    register_kernel(Kernel("triple", "other", abs, None, lambda s: None))
+    monkeypatch.setattr(registry, "_FROM_ENVIRONMENT", "slow")
+    assert asked_for("triple") == (None, "priority")
+    assert choose("triple", Spec()).name == "other"
+    assert choose("double", Spec()).name == "slow"
+    with use_kernel("other"):
+        assert choose("double", Spec()).name == "fast"
+    with pytest.raises(InputError, match="no kernel 'slow' for triple. Installed: other"):
+        choose("triple", Spec(), kernel="slow")
 
-    class Entry:
-        dist = None
 
-        def __init__(self, name, value):
-            self.name, self.value = name, value
+def test_each_op_may_have_a_kernel_of_its_own(kernels):
+    register_kernel(Kernel("triple", "slow", abs, None, lambda s: None, priority=0))
+    register_kernel(Kernel("triple", "fast", abs, None, lambda s: None, priority=9))
+    with use_kernel("double=slow, triple=fast"):
+        assert (choose("double", Spec()).name, choose("triple", Spec()).name) == ("slow", "fast")
+    with use_kernel("triple=slow"):
+        assert (choose("double", Spec()).name, choose("triple", Spec()).name) == ("fast", "slow")
+    with use_kernel("slow,triple=fast"):
+        assert (choose("double", Spec()).name, choose("triple", Spec()).name) == ("slow", "fast")
 
-        def load(self):
-            if self.value == "missing":
-                raise ImportError("libgone.so: cannot open shared object file")
-            return lambda: good
 
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry("bad", "missing"), Entry("good", "here")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("fats", "no kernel 'fats' for any op; did you mean fast"),
+        ("double=fats", "no kernel 'fats' for double; did you mean fast"),
+        ("duoble=fast", "no op 'duoble'.* did you mean double"),
+        ("fast,slow", "each op once"),
+        ("double=", "must be a name, or op=name"),
+        ("=fast", "must be a name, or op=name"),
+    ],
+)
+def test_a_choice_that_nobody_knows_is_refused_with_the_nearest(kernels, text, words):
+    with use_kernel(text), pytest.raises(InputError, match=words):
+        choose("double", Spec())
+
+
+def test_a_kernel_for_those_who_name_it_is_never_chosen_automatically(kernels):
+    slow_everywhere = Kernel(
+        "double", "interpreted", abs, None, lambda s: None, priority=99, only_by_name=lambda s: "it is an interpreter"
+    )
+    register_kernel(slow_everywhere)
+    assert choose("double", Spec()).name == "fast"
+    assert choose("double", Spec(), kernel="interpreted") is slow_everywhere
+    with use_kernel("interpreted"):
+        assert choose("double", Spec()) is slow_everywhere
+    row = next(r for r in describe_kernels({"double": Spec()}) if r["name"] == "interpreted")
+    assert (row["reason"], row["only_by_name"], row["chosen"]) == (None, "it is an interpreter", False)
+
+
+def test_a_check_that_raises_counts_as_a_refusal(kernels):
+    def check(spec):
+        raise OSError("no such device")
+
+    register_kernel(Kernel("double", "fragile", abs, None, check, priority=99))
+    assert choose("double", Spec()).name == "fast"
+    with pytest.raises(RuntimeError, match="its check failed .OSError: no such device"):
+        choose("double", Spec(), kernel="fragile")
+
+
+def test_a_broken_plugin_is_recorded_and_others_load(kernels, monkeypatch, tmp_path):
+    """Two distributions on the path, one of them importing what is not there."""
+    for name, source in {
+        "bad": "import libgone\n",
+        "odd": "def kernels():\n    raise ZeroDivisionError('at noon')\n",
+        "good": "from lightrec.ops.registry import Kernel\n"
+        "def kernels():\n    return Kernel('double', 'good', abs, None, lambda s: None, priority=99)\n",
+    }.items():
+        (tmp_path / f"lightrec_test_{name}.py").write_text(source)
+        info = tmp_path / f"lightrec_test_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lightrec-test-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[lightrec.kernels]\n{name} = lightrec_test_{name}:kernels\n")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("LIGHTREC_PLUGINS", raising=False)
+    monkeypatch.setattr(registry, "_owners", {})
     monkeypatch.setattr(registry, "_loaded", False)
     assert choose("double", Spec()).name == "good"
-    with pytest.raises(ValueError, match="bad .*ImportError: libgone.so"):
+    assert describe_kernels({"double": Spec()})[0]["distribution"] == "lightrec-test-good 1.0"
+    broken = registry.broken_kernels()
+    assert "No module named 'libgone'" in broken["lightrec-test-bad:bad"]
+    assert "ZeroDivisionError: at noon" in broken["lightrec-test-odd:odd"]
+    with pytest.raises(ValueError, match="Broken: .*libgone"):
         choose("double", Spec(), kernel="bad")
+
+
+def test_plugins_that_are_shut_out_bring_no_kernel(kernels, monkeypatch):
+    monkeypatch.setenv("LIGHTREC_PLUGINS", "none")
+    monkeypatch.setattr(registry, "_loaded", False)
+    assert {row["name"] for row in describe_kernels({"double": Spec()})} == {"fast", "slow"}
+    assert registry.broken_kernels() == {}
 
 
 def test_every_kernel_is_described_and_one_is_chosen():
