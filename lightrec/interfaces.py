@@ -158,6 +158,8 @@ class SequenceEncoder(Configurable, nn.Module, ABC):
     def init_state(self, batch_size: int, device: torch.device | None = None) -> Any:
         """Returns the state before the first event, for encoders that can go on event by event.
 
+        A state is a tensor or any nest of lists, tuples and dicts of tensors, each [B, ...].
+
         Raises:
             NotImplementedError: this encoder must see the whole history again.
         """

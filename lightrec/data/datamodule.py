@@ -31,7 +31,7 @@ from lightrec.data.splits import (
 )
 from lightrec.errors import InputError
 
-TrainWindows = Literal["last", "all", "prefixes"]
+TrainWindows = Literal["last", "all", "prefixes", "sessions"]
 Candidates = Literal["full", "uniform-100", "popularity-100"]
 
 
@@ -63,7 +63,8 @@ class SequenceDataModule(L.LightningDataModule):
         timeline_targets: global_timeline: ask for the first event of the window, or for all.
         max_length: most recent events that a model reads; the source's suggestion if not given.
         train_windows: `last`: the most recent window of each user; `all`: consecutive windows over the whole history;
-            `prefixes`: one row for each event, predicted from what came before.
+            `prefixes`: one row for each event, predicted from what came before; `sessions`: batch_size users side by
+            side in order of time, one event of each in a batch (GRU4Rec's way; one process).
         batch_size: most rows in a training batch of one process.
         batch_tokens: most padded events in a training batch of one process; not limited if not given.
         eval_batch_size: rows in an evaluation batch.
@@ -199,9 +200,19 @@ class SequenceDataModule(L.LightningDataModule):
                 f"({len(self.prepared.items)} events in all); a user needs at least 2, or 4 to be validated and tested."
             )
         rank, world = self._processes()
-        lengths = windows.end - windows.begin
-        plan = loaders.bucketed_plan(lengths, self.batch_size, self.batch_tokens, self.seed, rank, world)
-        make, trainer = loaders.training_batches(self._log(), windows), self.trainer
+        log, begins = self._log(), None
+        if self.train_windows == "sessions":
+            if world > 1:
+                raise InputError("--data.train_windows sessions runs in one process: set --trainer.devices 1.")
+            begins = np.diff(windows.user, prepend=-1) != 0
+            times = self.prepared.times
+            plan = loaders.session_plan(
+                windows.user, None if times is None else times[windows.begin[begins]], self.batch_size
+            )
+        else:
+            lengths = windows.end - windows.begin
+            plan = loaders.bucketed_plan(lengths, self.batch_size, self.batch_tokens, self.seed, rank, world)
+        make, trainer = loaders.training_batches(log, windows, begins), self.trainer
         if trainer is None:
             return BatchLoader(make, plan)
         return BatchLoader(

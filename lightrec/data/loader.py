@@ -6,6 +6,7 @@ and Lightning leaves iterables alone, while it would shard a DataLoader with a s
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,9 +48,14 @@ def training_windows(train: Part, max_length: int, mode: str) -> Windows:
         train: histories.
         max_length: inputs of a row; one more item is its last target.
         mode: `last`, the most recent window of each user; `all`, consecutive windows that overlap by one item, so that
-            every event but a user's first is a target once; `prefixes`, one row for each event but the first.
+            every event but a user's first is a target once; `prefixes`, one row for each event but the first;
+            `sessions`, each event with the one before it, oldest first.
     """
     length = train.end - train.begin
+    if mode == "sessions":
+        owner = np.repeat(np.arange(len(length)), np.maximum(0, length - 1))
+        begin = train.begin[owner] + _count_up(np.maximum(0, length - 1))
+        return Windows(train.user[owner], begin, begin + 2)
     if mode == "last":
         keep = length >= 2
         begin = np.maximum(train.begin, train.end - max_length - 1)
@@ -57,10 +63,15 @@ def training_windows(train: Part, max_length: int, mode: str) -> Windows:
     stride = max_length if mode == "all" else 1
     rows = np.maximum(0, -(-(length - 1) // stride))  # how many rows each user gives
     owner = np.repeat(np.arange(len(length)), rows)
-    back = np.arange(len(owner)) - np.repeat(np.cumsum(rows) - rows, rows)  # 0 for a user's most recent row
+    back = _count_up(rows)  # 0 for a user's most recent row
     end = train.end[owner] - back * stride
     begin = np.maximum(train.begin[owner], end - max_length - 1)
     return Windows(train.user[owner], begin, end)
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, ..., n - 1 for each n of `lengths`, joined."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 class BatchLoader:
@@ -225,6 +236,30 @@ def _even_pools(
     return pools
 
 
+def session_plan(users: np.ndarray, order: np.ndarray | None, batch_size: int) -> Callable[[int], list[np.ndarray]]:
+    """Plans the session-parallel batches of GRU4Rec: `batch_size` sessions run side by side, each going on by one event
+    a batch; a session that ends makes room for the next. The same in every epoch.
+
+    Args:
+        users: [R] whose events the rows of `training_windows(..., "sessions")` are.
+        order: [S] when each session begins, to run them in that order (ties as they stand); None as they stand.
+        batch_size: sessions side by side.
+    """
+    begins = np.flatnonzero(np.diff(users, prepend=-1))
+    lengths = np.diff(begins, append=len(users))
+    ranks = np.arange(len(begins)) if order is None else np.argsort(order, kind="stable")
+    free = [(0, slot) for slot in range(min(batch_size, len(begins)))]  # when a slot is free; a heap
+    starts, slots = np.zeros(len(begins), np.int64), np.zeros(len(begins), np.int64)
+    for session in ranks:
+        time, slot = free[0]
+        starts[session], slots[session] = time, slot
+        heapq.heapreplace(free, (time + int(lengths[session]), slot))
+    steps = np.repeat(starts, lengths) + _count_up(lengths)
+    rows = np.lexsort((np.repeat(slots, lengths), steps))
+    batches = np.split(rows, np.flatnonzero(np.diff(steps[rows])) + 1)
+    return lambda epoch: batches
+
+
 def exact_plan(
     lengths: np.ndarray, batch_size: int, rank: int = 0, world: int = 1
 ) -> Callable[[int], list[np.ndarray]]:
@@ -252,16 +287,24 @@ def gather(array: np.ndarray, begin: np.ndarray, end: np.ndarray) -> torch.Tenso
     return torch.from_numpy(np.where(inside, array[places], 0).astype(np.int64, copy=False))
 
 
-def training_batches(log: Log, windows: Windows) -> Callable[[np.ndarray], Batch]:
-    """Returns a function from row numbers to a training batch."""
+def training_batches(log: Log, windows: Windows, session_begins: np.ndarray | None = None):
+    """Returns a function from row numbers to a training batch.
+
+    Args:
+        log: items and, for models that want them, times.
+        windows: rows.
+        session_begins: [R] bool, rows where a session begins; goes into the batch's columns.
+    """
 
     def make(rows: np.ndarray) -> Batch:
         begin, end = windows.begin[rows], windows.end[rows]
+        columns = {} if session_begins is None else {"session_begins": torch.from_numpy(session_begins[rows])}
         return Batch(
             item_ids=gather(log.items, begin, end),
             lengths=torch.from_numpy(end - begin),
             user_ids=torch.from_numpy(windows.user[rows]),
             timestamps=None if log.times is None else gather(log.times, begin, end),
+            columns=columns,
         )
 
     return make

@@ -12,6 +12,7 @@ from lightrec.data.loader import (
     evaluation_batches,
     exact_plan,
     sampled_candidates,
+    session_plan,
     training_batches,
     training_windows,
 )
@@ -42,6 +43,41 @@ def test_prefixes_give_one_row_for_each_event_but_the_first():
     rows = windows("prefixes", 2)
     assert sorted(row[-1] for _, row in rows) == [2, 3, 4, 5, 6, 7, 15, 16, 17, 18]
     assert (0, [1, 2]) in rows and (0, [5, 6, 7]) in rows
+
+
+def test_sessions_pair_each_event_with_the_one_before_it():
+    assert windows("sessions", 9) == sorted(
+        [(0, [i, i + 1]) for i in range(1, 7)] + [(3, [i, i + 1]) for i in range(14, 18)]
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 8))
+def test_sessions_run_side_by_side_one_event_a_batch(lengths, slots):
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    batches = session_plan(users, None, slots)(0)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(users)))
+    running, begun = {}, -1
+    for i, rows in enumerate(batches):
+        owners = users[rows].tolist()
+        assert len(set(owners)) == len(owners) <= slots
+        for row, user in zip(rows.tolist(), owners, strict=True):
+            if user in running:
+                assert row == running[user] + 1  # goes on with its next event, without a break
+            else:
+                assert row == 0 or users[row - 1] != user
+                assert user == begun + 1 or i == 0 or user > begun  # sessions begin in their order
+                begun = max(begun, user)
+            running[user] = row
+        ended = [u for u in running if u not in owners]
+        assert all(running[u] == len(users) - 1 or users[running[u] + 1] != u for u in ended)
+        assert len(owners) == slots or begun == len(lengths) - 1  # nobody waits while there is room
+
+
+def test_sessions_begin_in_order_of_time():
+    users = np.repeat([0, 1, 2, 3], 2)
+    first = session_plan(users, np.array([30, 10, 40, 20]), 2)(0)[0]
+    assert users[first].tolist() == [1, 3]
 
 
 def test_a_training_batch_is_padded_on_the_right():

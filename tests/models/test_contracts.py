@@ -5,10 +5,12 @@ from functools import partial
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from lightrec import plugins, testing
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem
+from lightrec.objectives.sampled import NegativeSampler
 
 SMALL = dict(hidden_size=16, learning_rate=1e-2, dropout=0.1)
 
@@ -18,7 +20,11 @@ def small(kind, num_items, max_length, **options):
     known = inspect.signature(kind).parameters
     options = {name: value for name, value in (SMALL | options).items() if name in known}
     length = {"max_length": max_length} if "max_length" in known else {}
-    return kind(num_items=num_items, **length, **options)
+    model = kind(num_items=num_items, **length, **options)
+    for module in model.modules():
+        if isinstance(module, NegativeSampler) and module.proposal == "popularity":
+            module.connect(torch.arange(num_items + 1))  # what a data module would tell
+    return model
 
 
 def factories():

@@ -1,10 +1,13 @@
 """GRU4Rec: the pass over a history, and going on event by event."""
 
+import lightning as L
 import pytest
 import torch
 
 from lightrec.data.batch import Batch
-from lightrec.models.gru4rec import GRU4Rec, GRU4RecEncoder
+from lightrec.data.datamodule import SequenceDataModule
+from lightrec.errors import InputError
+from lightrec.models.gru4rec import AdagradMomentum, GRU4Rec, GRU4RecEncoder, GRU4RecSession
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +39,8 @@ def test_a_step_equals_the_written_out_gates():
     reset, update = (torch.sigmoid(x @ wi[g].T + bi[g] + before @ wh[g].T + bh[g]) for g in (0, 1))
     candidate = torch.tanh(x @ wi[2].T + bi[2] + reset * (before @ wh[2].T + bh[2]))
     expected = (1 - update) * candidate + update * before
-    hidden, state = encoder.step(x, [before[None]])
-    assert torch.allclose(hidden, expected, atol=1e-6) and torch.equal(state[0][0], hidden)
+    hidden, state = encoder.step(x, [before])
+    assert torch.allclose(hidden, expected, atol=1e-6) and torch.equal(state[0], hidden)
 
 
 def test_gradients_flow_through_time():
@@ -59,3 +62,73 @@ def test_scores_use_the_input_table():
     assert model.items.output is None
     assert torch.allclose(model.items(torch.tensor([3])), 8**0.5 * model.items.embedding.weight[3])  # scaled on entry
     assert model.encoder.output.in_features == 12 and model.encoder.output.out_features == 8
+
+
+def test_adagrad_with_momentum_is_the_written_out_rule_and_leaves_untouched_rows_alone():
+    table, vector = torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(3))
+    optimizer = AdagradMomentum([table, vector], lr=0.1, momentum=0.5)
+    expected, squares, update = table.detach().clone(), torch.zeros(5, 3), torch.zeros(5, 3)
+    for rows in ([0, 2], [2, 3], [0, 2]):
+        grad = torch.zeros(5, 3)
+        grad[rows] = torch.randn(2, 3)
+        table.grad, vector.grad = grad, torch.ones(3)
+        optimizer.step()
+        squares[rows] += grad[rows] ** 2
+        update[rows] = 0.5 * update[rows] - 0.1 * grad[rows] / (squares[rows] + 1e-6).sqrt()
+        expected[rows] += update[rows]
+    assert torch.allclose(table, expected, atol=1e-6)
+    assert torch.equal(table[[1, 4]], expected[[1, 4]])
+
+
+def toy_log(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    lines = [f"{u},{(u + 3 * t) % 11},{t * 10 + u}" for u in range(40) for t in range(int(3 + u % 7))]
+    order = torch.randperm(len(lines), generator=draw).tolist()
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,time\n" + "\n".join(lines[i] for i in order) + "\n")
+    return str(path)
+
+
+def fitted(tmp_path, epochs, start=None, **options):
+    L.seed_everything(0, verbose=False)
+    data = SequenceDataModule(path=toy_log(tmp_path), train_windows="sessions", batch_size=8, min_user_events=1)
+    model = GRU4RecSession(11, hidden_size=16, num_negatives=6, embedding_dropout=0.0, momentum=0.1)
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
+    trainer = L.Trainer(max_epochs=epochs, enable_checkpointing=False, default_root_dir=tmp_path, **(quiet | options))
+    trainer.fit(model, data, ckpt_path=start)
+    return trainer, model
+
+
+class Killed(L.Callback):
+    """Saves in the middle of an epoch and ends the run as a lost machine would."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 20:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/mid.ckpt")
+            raise ConnectionAbortedError
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_stopped_in_the_middle_of_its_sessions_goes_on_exactly(tmp_path):
+    _, whole = fitted(tmp_path, 3)
+    with pytest.raises(ConnectionAbortedError):
+        fitted(tmp_path, 3, callbacks=[Killed()])
+    _, resumed = fitted(tmp_path, 3, start=str(tmp_path / "mid.ckpt"))
+    before = torch.load(tmp_path / "mid.ckpt", weights_only=True)["state_dict"]
+    weights = {name: w for name, w in whole.state_dict().items() if isinstance(w, torch.Tensor)}
+    assert not all(torch.equal(before[name], w) for name, w in weights.items())
+    assert all(torch.equal(resumed.state_dict()[name], w) for name, w in weights.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sessions_side_by_side_learn_the_rule(tmp_path):
+    trainer, model = fitted(tmp_path, 12)
+    values = trainer.validate(model, trainer.datamodule, verbose=False)[0]
+    assert values["val/hr@1"] > 0.8
+
+
+def test_sessions_run_in_one_process(tmp_path):
+    data = SequenceDataModule(path=toy_log(tmp_path), train_windows="sessions")
+    data.trainer = type("Two", (), {"global_rank": 0, "world_size": 2})()
+    with pytest.raises(InputError, match="runs in one process: set --trainer.devices 1"):
+        data.train_dataloader()
