@@ -19,6 +19,7 @@ _COMMANDS = {
     "predict": ("training", "write recommendations for all users to a file", "--ckpt_path F --output F.parquet"),
     "recommend": ("recommend", "show recommendations for a few items, by title", "F --items a,b,c -k 10"),
     "data": ("data", "list, prepare and describe data", "list | prepare | stats"),
+    "kernels": ("kernels", "explain what computes each operation here", "[--json] [--kernel NAME]"),
     "plugins": ("installed", "list what is installed", "list [--json] [--check]"),
 }
 

@@ -167,6 +167,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--histories", required=True, help="a log of people, in any format that data.path reads")
     parser.add_argument("--output", default="predictions.parquet", help="parquet file to write")
     parser.add_argument("-k", "--k", type=int, default=10, help="length of the lists")
+    parser.add_argument("--kernel", help="kernel, or op=name,op=name; see `lightrec kernels`")
     for role in ("user", "item", "time"):
         parser.add_argument(f"--data.{role}_column", dest=role, help=f"name or position of the {role} column")
     parser.add_argument("--data.format", dest="format", help="format of the file; guessed if not given")

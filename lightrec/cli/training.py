@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from argparse import ArgumentError
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from lightrec.cli.progress import EpochLines, Interruptible
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
 from lightrec.metrics.ranking import RankingMetrics
+from lightrec.ops.registry import check_choice, use_kernel
 from lightrec.recommender import SequenceRecommender
 from lightrec.tracking import ExampleTable, Tracking, make_logger
 
@@ -74,13 +76,23 @@ def run(command: str, argv: list[str]) -> int:
     asks_only = bool({"-h", "--help", "--print_config"} & flags) or any(flag.endswith(".help") for flag in flags)
     given = arguments.read(argv)
     if command == "predict" and given.typed("--histories") and not asks_only:
-        return prediction.for_histories(argv)
+        with _kernel(given.value("--kernel")):
+            return prediction.for_histories(argv)
     about = None if asks_only else _complete(command, given)
     _check_linked(given)
     try:
-        return LightrecCLI(command, given, about).exit_code
+        with _kernel(given.value("--kernel")):
+            return LightrecCLI(command, given, about).exit_code
     except MisconfigurationException as error:  # Lightning's word for a flag that does not fit the others
         raise InputError(str(error)) from error
+
+
+def _kernel(choice: str | None) -> AbstractContextManager:
+    """The choice of --kernel, which holds while the command runs; checked before anything is prepared."""
+    if choice in (None, "null"):
+        return nullcontext()
+    check_choice(choice)
+    return use_kernel(choice)
 
 
 def _complete(command: str, given: arguments.Given) -> _Checkpoint | None:
@@ -207,6 +219,9 @@ class LightrecCLI(LightningCLI):
             for target in targets:
                 parser.link_arguments(f"data.{source}", target, apply_on="instantiate")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=_CKPT_PATH[self.command == "fit"])
+        parser.add_argument(
+            "--kernel", type=str | None, default=None, help="Kernel, or op=name,op=name; see `lightrec kernels`."
+        )
         parser.add_argument("--compile", type=bool, default=False, help="Compile the encoder (torch.compile).")
         if self.command == "fit":
             self._add_fit_arguments(parser)
@@ -303,7 +318,8 @@ class LightrecCLI(LightningCLI):
                 raise InputError(f"--compile: {type(self.model).__name__} has no encoder to compile; leave it out.")
             self.model.encoder.compile(dynamic=True)
         trainer_config = {**self._get(self.config_init, "trainer"), **kwargs}
-        callbacks = list(trainer_config["callbacks"] or [])
+        callbacks = trainer_config["callbacks"] or []
+        callbacks = [callbacks] if isinstance(callbacks, L.Callback) else list(callbacks)  # one needs no brackets
         if self.command == "fit":
             callbacks += self._fit_callbacks(callbacks)
             if trainer_config["logger"] is None:

@@ -254,10 +254,24 @@ def describe_kernels(specs: dict[str, Any] | None = None, device: str = "cpu") -
                     "reason": reason,
                     "only_by_name": _reserve(kernel, spec) if reason is None else None,
                     "chosen": chosen,
-                    "chosen_by": source if chosen else None,
+                    "chosen_by": source if kernel.name == (name or running) else None,
                 }
             )
     return rows
+
+
+def check_choice(text: str) -> None:
+    """Tells at once what the first call of an op would: that a choice names what nobody knows.
+
+    Raises:
+        InputError: it does, or is neither a name nor `op=name,op=name`.
+    """
+    _load()
+    with use_kernel(text):
+        for op in {key[0] for key in _kernels}:
+            name, _ = asked_for(op)
+            if name is not None:
+                get_kernel(op, name)
 
 
 def broken_kernels() -> dict[str, str]:

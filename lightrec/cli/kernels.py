@@ -1,0 +1,68 @@
+"""`lightrec kernels`: what runs each operation on this machine, who chose it, and why the others do not."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from typing import Any
+
+from lightrec.cli.options import Options
+
+_CHOSEN_BY = {"priority": "the highest priority", "context": "--kernel", "environment": "LIGHTREC_KERNEL"}
+
+
+def run(command: str, argv: list[str]) -> int:
+    """Explains the choice of kernels; returns the exit code.
+
+    Raises:
+        InputError: a wrong flag; LIGHTREC_KERNEL or --kernel name what nobody knows.
+    """
+    parser = Options("lightrec kernels", description=__doc__)
+    parser.add_argument("--kernel", help="show the choice with this name, or op=name,op=name")
+    parser.add_argument("--device", help="cpu, cuda, ...; default: each that is here")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(argv)
+    # after the flags have been read, because torch takes a while to import
+    import torch
+
+    from lightrec.ops import registry
+
+    devices = [options.device] if options.device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    with registry.use_kernel(options.kernel) if options.kernel else nullcontext():
+        choice = registry.requested(None)
+        rows = [{"device": device, **row} for device in devices for row in registry.describe_kernels(device=device)]
+    broken = registry.broken_kernels()
+    if options.json:
+        print(json.dumps({"asked_for": choice, "kernels": rows, "broken": broken}, indent=2))
+    else:
+        _show(rows, broken, choice)
+    return 0
+
+
+def _show(rows: list[dict[str, Any]], broken: dict[str, str], choice: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table("op", "device", "kernel", "priority", "from", "on this machine", title_justify="left")
+    before = None
+    for row in rows:
+        place = row["op"], row["device"]
+        if before not in (None, place):
+            table.add_section()
+        names = place if place != before else ("", "")
+        style = "bold" if row["chosen"] else "dim" if row["reason"] else None
+        table.add_row(*names, row["name"], str(row["priority"]), row["distribution"], _status(row), style=style)
+        before = place
+    console.print(table, f"asked for: {choice or 'nothing, so the highest priority that can run is taken'}", sep="\n")
+    for name, reason in broken.items():
+        console.print(f"broken: {name}: {reason}", markup=False)
+
+
+def _status(row: dict[str, Any]) -> str:
+    by = _CHOSEN_BY.get(row["chosen_by"])
+    if row["chosen"]:
+        return f"runs, by {by}"
+    if row["reason"]:
+        return f"{f'asked for by {by}, but ' if by else ''}cannot run: {row['reason']}"
+    return f"only by name: {row['only_by_name']}" if row["only_by_name"] else "can run"
