@@ -12,7 +12,8 @@ import lightrec
 
 ROOT = Path(lightrec.__file__).parent
 ALL_BUT_CLI = (
-    "errors data metrics ops plugins interfaces nn objectives recommender models checkpoint callbacks tracking testing"
+    "errors data metrics ops plugins interfaces nn objectives recommender models checkpoint streaming callbacks tracking "
+    "testing"
 ).split()
 
 # The table of docs/architecture.md. A dotted name allows that module only; "lightrec" is the version and public names.
@@ -30,6 +31,7 @@ MAY_IMPORT = {
     "recommender": ["interfaces", "metrics", "data.batch", "nn.sequence", "checkpoint"],
     "models": ["interfaces", "nn", "objectives", "recommender", "ops", "data.batch", "errors"],
     "checkpoint": [*ALL_BUT_CLI, "lightrec"],
+    "streaming": ["recommender", "interfaces", "checkpoint", "plugins", "data", "errors"],
     "callbacks": ["recommender", "data", "errors"],
     "tracking": ["recommender", "data", "errors"],
     "testing": [*ALL_BUT_CLI, "lightrec"],
