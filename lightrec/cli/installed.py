@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 from lightrec import plugins
+from lightrec.cli import scaffold
 from lightrec.cli.options import Options
 
 
 def run(command: str, argv: list[str]) -> int:
     """Lists plug-ins; imports none of them unless asked to check. Returns the exit code."""
+    if argv[:1] == ["new"]:
+        return scaffold.run(argv[1:])
     parser = Options(
         "lightrec plugins", description="List what is installed: models, encoders, objectives, data sources."
     )
