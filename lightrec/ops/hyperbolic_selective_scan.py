@@ -106,8 +106,12 @@ def exp0(v: Tensor, kappa: Tensor | float) -> Tensor:
 
     Returns:
         [..., D], dtype of v; computed in float32 (float64 for float64 v).
+
+    Raises:
+        ValueError: kappa is no finite scalar >= 0.
+        TypeError: vectors that are not floating.
     """
-    return _RadialMap.apply(v, _as_scalar(kappa, v), _phi)
+    return _RadialMap.apply(v, _checked(kappa, v), _phi)
 
 
 def log0(x: Tensor, kappa: Tensor | float) -> Tensor:
@@ -119,16 +123,18 @@ def log0(x: Tensor, kappa: Tensor | float) -> Tensor:
 
     Returns:
         [..., D] tangent vectors, dtype of x; computed in float32 (float64 for float64 x).
+
+    Raises:
+        ValueError: kappa is no finite scalar >= 0.
+        TypeError: vectors that are not floating.
     """
-    return _RadialMap.apply(x, _as_scalar(kappa, x), _psi)
+    return _RadialMap.apply(x, _checked(kappa, x), _psi)
 
 
-def _as_scalar(kappa: Tensor | float, like: Tensor) -> Tensor:
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.as_tensor(kappa, dtype=dtype, device=like.device).reshape(())
-
-
-def _checked(kappa: Tensor | float, like: Tensor, factor: str) -> Tensor:
+def _checked(kappa: Tensor | float, like: Tensor, factor: str = "none") -> Tensor:
+    """Curvature as a scalar on the device of `like`, in the dtype that is computed in."""
+    if not like.is_floating_point():
+        raise TypeError(f"vectors must be floating, got {like.dtype}.")
     if isinstance(kappa, Tensor) and kappa.numel() != 1:
         raise ValueError(f"kappa must be a scalar, got {list(kappa.shape)}.")
     # reading a value back stalls an accelerator and breaks a graph: there, a learnable kappa is the caller's word
@@ -138,7 +144,8 @@ def _checked(kappa: Tensor | float, like: Tensor, factor: str) -> Tensor:
             raise ValueError(f"kappa ({value}) must be finite and not negative.")
         if factor == "paper" and value == 0:
             raise ValueError('factor "paper" needs a positive kappa: its first rate is infinite in flat space.')
-    return _as_scalar(kappa, like)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.as_tensor(kappa, dtype=dtype, device=like.device).reshape(())
 
 
 def _series(s: Tensor, coefficients: tuple[float, ...]) -> Tensor:

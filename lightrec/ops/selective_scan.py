@@ -69,7 +69,8 @@ def selective_scan(
     Args:
         x: [B, L, D] input.
         delta: [B, L, D] step sizes, before bias and softplus.
-        A: [D, N] rates, negative in a stable model; any sign is computed as written.
+        A: [D, N] rates, negative; zero is allowed (a state that never forgets), above zero a state would grow for
+            ever. The sign is looked at on the CPU outside of compiled graphs: elsewhere that would stall or break them.
         B: [B, L, N] what enters the state.
         C: [B, L, N] what is read from it.
         D: [D] skip, or None.
@@ -85,7 +86,7 @@ def selective_scan(
         [B, L, D] in the dtype of x; with `return_final_state` also [B, D, N] in float32 (float64 for float64 x).
 
     Raises:
-        ValueError: shapes or devices that do not fit, or an unknown kernel.
+        ValueError: shapes or devices that do not fit, a rate above zero, or an unknown kernel.
         TypeError: dtypes that are not floating (x and its like) or bool (resets).
         RuntimeError: a kernel asked for by name cannot run.
     """
@@ -93,6 +94,8 @@ def selective_scan(
     tensors = (x, delta, A, B, C, D, z, delta_bias, initial_state)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     compiling = torch.compiler.is_compiling()
+    if not compiling:
+        _check_rates(A)
     flags = (needs_grad, initial_state is not None, resets is not None, compiling)
     select = _select_while_compiling if compiling else _select
     name = select(A.shape[0], A.shape[1], x.device.type, x.dtype, *flags, kernel)
@@ -138,10 +141,15 @@ def selective_scan_step(
 
     Returns:
         out [B, D] in the dtype of x, and the new state [B, D, N].
+
+    Raises:
+        ValueError: shapes or devices that do not fit.
+        TypeError: dtypes that are not floating.
     """
     gate = None if z is None else z[:, None]
+    sequence = x[:, None], delta[:, None], A, B[:, None], C[:, None], D, gate, delta_bias
+    _check(*sequence, state, None)
     with torch.autocast(x.device.type, enabled=False):
-        sequence = x[:, None], delta[:, None], A, B[:, None], C[:, None], D, gate, delta_bias
         out, state = reference_scan(*sequence, state, None, softplus)
     return out[:, 0], state
 
@@ -212,6 +220,14 @@ def _check(x, delta, A, B, C, D, z, delta_bias, initial_state, resets) -> None:
         raise TypeError(f"x must be floating, got {x.dtype}.")
     if resets is not None and resets.dtype != torch.bool:
         raise TypeError(f"resets must be bool, got {resets.dtype}.")
+
+
+def _check_rates(A: Tensor) -> None:
+    # a subclass, such as the fake tensors of a tracer, may have no values
+    if A.device.type == "cpu" and A.numel() and type(A) in (Tensor, torch.nn.Parameter):
+        largest = A.detach().max().item()
+        if largest > 0:
+            raise ValueError(f"A [D, N] must not be above zero (its largest rate is {largest:g}); pass -exp(A_log).")
 
 
 def _select(channels, states, device, dtype, needs_grad, has_initial_state, has_resets, compiling, kernel) -> str:

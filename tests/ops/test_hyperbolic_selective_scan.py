@@ -97,6 +97,9 @@ def test_every_gradient_and_that_of_curvature_pass_gradcheck(factor, maps):
 def test_a_curvature_that_makes_no_sense_is_refused(kappa):
     with pytest.raises(ValueError, match="must be finite and not negative"):
         hyperbolic_selective_scan(**scan_inputs(1, 2, 3, 2), kappa=kappa)
+    for function in (exp0, log0):
+        with pytest.raises(ValueError, match="must be finite and not negative"):
+            function(vectors(1.0), kappa)
 
 
 def test_an_unknown_factor_and_a_vector_of_curvatures_are_refused():
@@ -104,6 +107,8 @@ def test_an_unknown_factor_and_a_vector_of_curvatures_are_refused():
         hyperbolic_selective_scan(**scan_inputs(1, 2, 3, 2), factor="printed")
     with pytest.raises(ValueError, match="must be a scalar"):
         hyperbolic_selective_scan(**scan_inputs(1, 2, 3, 2), kappa=torch.ones(3))
+    with pytest.raises(TypeError, match="must be floating, got torch.int64"):
+        exp0(torch.ones(2, 3, dtype=torch.int64), 1.0)
     with pytest.raises(ValueError, match="paper.*positive"):
         hyperbolic_selective_scan(**scan_inputs(1, 2, 3, 2), kappa=0.0, factor="paper")
 

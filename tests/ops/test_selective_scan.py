@@ -132,12 +132,40 @@ def test_the_context_chooses_the_kernel_and_an_unknown_name_is_refused():
         ({"resets": torch.zeros(2, 9)}, TypeError, "resets must be bool"),
         ({"x": torch.zeros(2, 9, 5, dtype=torch.int64)}, TypeError, "x must be floating"),
         ({"C": torch.zeros(2, 9, 3, device="meta")}, ValueError, "C is on meta, x on cpu"),
+        ({"x": torch.zeros(2, 9, 5, dtype=torch.complex64)}, TypeError, "x must be floating"),
+        ({"x": torch.zeros(2, 5)}, ValueError, r"expected x \[B, L, D\]"),
+        ({"z": torch.zeros(2, 9, 5, dtype=torch.int32)}, TypeError, "z must be floating, got torch.int32"),
+        ({"resets": torch.zeros(2, 8, dtype=torch.bool)}, ValueError, r"resets \[2, 8\] must be \[2, 9\]"),
+        ({"initial_state": torch.zeros(2, 3, 5)}, ValueError, r"initial_state \[2, 3, 5\] must be \[2, 5, 3\]"),
+        ({"A": torch.full((5, 3), 0.5)}, ValueError, "must not be above zero .its largest rate is 0.5"),
+        ({"A": torch.full((5, 3), float("inf"))}, ValueError, "must not be above zero"),
         ({"A": torch.zeros(5, 0), "B": torch.zeros(2, 9, 0)}, ValueError, "at least one state"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(change, error, words):
     with pytest.raises(error, match=words):
         selective_scan(**(scan_inputs(2, 9, 5, 3) | change))
+
+
+def test_a_step_refuses_what_does_not_fit():
+    i = scan_inputs(2, 1, 5, 3)
+    now = {n: i[n][:, 0] for n in SEQUENCES}
+    with pytest.raises(ValueError, match=r"initial_state \[2, 3, 5\] must be \[2, 5, 3\]"):
+        selective_scan_step(torch.zeros(2, 3, 5), A=i["A"], **now)
+    with pytest.raises(ValueError, match="B .* must be"):
+        selective_scan_step(i["initial_state"], A=i["A"], **(now | {"B": torch.zeros(1, 3)}))
+
+
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_a_nan_rate_reaches_the_output_and_a_rate_of_zero_sums(name):
+    i = scan_inputs(1, 6, 3, 2)
+    i["A"][1, 0] = float("nan")
+    out = selective_scan(**i, kernel=name)
+    assert torch.isnan(out[:, :, 1]).all() and torch.isfinite(out[:, :, [0, 2]]).all()
+    ones = {"x": torch.ones(1, 6, 1), "delta": torch.ones(1, 6, 1), "A": torch.zeros(1, 1)}
+    one = torch.ones(1, 6, 1)
+    counted = selective_scan(**ones, B=one, C=one, softplus=False, kernel=name)
+    assert counted.flatten().tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_nan_input_reaches_the_output():
