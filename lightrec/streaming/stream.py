@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -376,5 +377,5 @@ def _groups(users: list[str], size: int) -> Iterator[list[str]]:
 def _pad(rows: list[array]) -> Tensor:
     out = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for i, row in enumerate(rows):
-        out[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        out[i, : len(row)] = torch.from_numpy(np.array(row, dtype=np.int32))  # a copy: the array may grow later
     return out
