@@ -1,0 +1,1 @@
+"""IDNP for lightrec: interest dynamics with a neural process. See the README of this distribution."""
