@@ -1,8 +1,11 @@
 """The C++ kernel agrees with float64 on every vector width, and refuses with a reason where it cannot run."""
 
+import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,16 +89,129 @@ def test_a_forked_worker_scans_after_its_parent_did(native):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_without_its_library_it_gives_the_reason_and_torch_runs(native, monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "absent.so")
-    assert "was not built" in dict(explain("selective_scan", ScanSpec()))["native"]
+def test_a_step_too_large_for_a_float_gives_what_torch_gives_and_not_a_capped_number(native):
+    i = {n: t for n, t in scan_inputs(1, 1, 20, 3).items() if n in ("x", "B", "C", "initial_state")}
+    i |= {"A": torch.full((20, 3), -1.0), "delta": torch.linspace(-300, 300, 20).reshape(1, 1, 20)}
+    options = {"softplus": False, "return_final_state": True}
+    _, ours = selective_scan(**i, **options, kernel="native")
+    _, theirs = selective_scan(**i, **options, kernel="torch")
+    assert not ours.isfinite().all() and ours.isfinite().any()
+    # exponents near 100 are rounded to 2^-18 before they are raised
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+
+
+def test_threads_are_as_many_as_torch_was_told(native):
+    inputs = scan_inputs(16, 100, 64, 16)
+    before, shares = torch.get_num_threads(), {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        selective_scan(**inputs, kernel="native")
+        mine, all_threads = time.thread_time(), time.process_time()
+        for _ in range(20):
+            selective_scan(**inputs, kernel="native")
+        shares[threads] = (time.thread_time() - mine) / (time.process_time() - all_threads)
+    torch.set_num_threads(before)
+    assert shares[1] > 0.95, f"one thread was asked for, this one did {shares[1]:.0%} of the work"
+    assert shares[2] < 0.9, f"two threads were asked for, this one did {shares[2]:.0%} of the work"
+
+
+class Scanned(torch.utils.data.Dataset):
+    """What a data loader's worker computes."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return selective_scan(**scan_inputs(5, 60, 64, 16, seed=i), kernel="native")
+
+
+def test_workers_of_a_data_loader_scan_as_their_parent_does(native):
+    data = Scanned()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    expected = [data[i] for i in range(4)]
+    loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    found = list(loader)
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def reason_without(native, monkeypatch, library):
+    monkeypatch.setattr(native, "LIBRARY", library)
     assert choose("selective_scan", ScanSpec()).name == "torch"
-    foreign = tmp_path / "foreign.so"
-    foreign.write_bytes(b"\x7fELF of another machine")
-    monkeypatch.setattr(native, "LIBRARY", foreign)
-    assert "cannot be loaded here" in dict(explain("selective_scan", ScanSpec()))["native"]
     with pytest.raises(RuntimeError, match="'native' was asked for but cannot run"):
         selective_scan(**scan_inputs(1, 2, 3, 2), kernel="native")
+    return dict(explain("selective_scan", ScanSpec()))["native"]
+
+
+def test_without_its_library_it_gives_the_reason_and_torch_runs(native, monkeypatch, tmp_path):
+    assert "was not built" in reason_without(native, monkeypatch, tmp_path / "absent.so")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libraries are sealed on Linux")
+@pytest.mark.parametrize("kept", [0, 7, 1000, 0.5, -40, -1])
+def test_a_library_that_was_cut_short_is_refused_before_it_is_loaded(native, built, monkeypatch, tmp_path, kept):
+    whole = built[1].read_bytes()
+    broken = tmp_path / "short.so"
+    broken.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    assert "is damaged" in reason_without(native, monkeypatch, broken)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="edits an ELF header")
+def test_a_library_of_another_machine_is_refused(native, built, monkeypatch, tmp_path):
+    from lightrec_native.build import seal
+
+    elf = bytearray(built[1].read_bytes()[:-32])
+    elf[18] = {62: 183}.get(elf[18], 62)  # e_machine: aarch64 instead of x86-64, or the other way around
+    foreign = tmp_path / "foreign.so"
+    foreign.write_bytes(elf)
+    seal(foreign)
+    assert "cannot be loaded here" in reason_without(native, monkeypatch, foreign)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("int unrelated() { return 0; }", "undefined symbol: lightrec_abi"),
+        ("int lightrec_abi() { return 1; }", "undefined symbol: lightrec_scan"),
+        ("int lightrec_abi() { return 99; }", "has interface 99, this code wants 1"),
+    ],
+)
+def test_a_library_with_another_interface_is_refused(native, monkeypatch, tmp_path, source, words):
+    from lightrec_native.build import seal
+
+    (tmp_path / "other.cpp").write_text(f'extern "C" {{ {source} }}')
+    compiler = next(c for c in ("c++", "g++", "clang++") if shutil.which(c))
+    other = tmp_path / "other.so"
+    subprocess.run([compiler, "-shared", "-fPIC", str(tmp_path / "other.cpp"), "-o", str(other)], check=True)
+    seal(other)
+    assert words in reason_without(native, monkeypatch, other)
+
+
+def test_it_installs_without_a_compiler_and_lightrec_runs_without_it(tmp_path):
+    """The whole way of a user: pip, then lightrec in a process that finds the distribution without its library."""
+    site = tmp_path / "site"
+    left_out = shutil.ignore_patterns("*.so", "build", "*.egg-info", "__pycache__")
+    source = shutil.copytree(SOURCE.parent, tmp_path / "source", ignore=left_out)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    subprocess.run(
+        [*pip, "--no-build-isolation", "--target", str(site), str(source)],
+        env={**os.environ, "PATH": os.path.dirname(sys.executable), "CXX": ""},  # where no compiler is
+        check=True,
+    )
+    code = (
+        "import json, torch\n"
+        "from lightrec.ops.registry import explain\n"
+        "from lightrec.ops.selective_scan import ScanSpec, selective_scan\n"
+        "from lightrec.testing.kernels import scan_inputs\n"
+        "i = scan_inputs(2, 5, 4, 3)\n"
+        "same = torch.equal(selective_scan(**i), selective_scan(**i, kernel='torch'))\n"
+        "print(json.dumps([same, dict(explain('selective_scan', ScanSpec()))]))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "LIGHTREC_PLUGINS"} | {"PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    same, reasons = json.loads(done.stdout)
+    assert same and "was not built" in reasons["native"] and reasons["torch"] is None
 
 
 def test_a_missing_compiler_is_named(native, monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightrec.ops.registry import Kernel
+from lightrec_native.build import damaged
 
 LIBRARY = Path(__file__).with_name("_scan.so")
 ABI = 1
@@ -36,16 +37,18 @@ def _open(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
     if not path.exists():
         return None, "its library was not built: install a C++ compiler, then lightrec-native again"
     try:
+        if damaged(path):
+            return None, "its library is damaged; install lightrec-native again"
         library = ctypes.CDLL(str(path))
         found = library.lightrec_abi()
+        if found != ABI:
+            return None, f"its library has interface {found}, this code wants {ABI}; install lightrec-native again"
+        library.lightrec_scan.argtypes = [ctypes.POINTER(_Arguments), ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        library.lightrec_scan.restype = None
+        library.lightrec_exp_floor.argtypes = [ctypes.c_int64, ctypes.c_int]
+        library.lightrec_exp_floor.restype = ctypes.c_float
     except (OSError, AttributeError) as error:
         return None, f"its library cannot be loaded here ({error}); install lightrec-native again on this machine"
-    if found != ABI:
-        return None, f"its library has interface {found}, this code wants {ABI}; install lightrec-native again"
-    library.lightrec_scan.argtypes = [ctypes.POINTER(_Arguments), ctypes.c_int, ctypes.c_int, ctypes.c_int]
-    library.lightrec_scan.restype = None
-    library.lightrec_exp_floor.argtypes = [ctypes.c_int64, ctypes.c_int]
-    library.lightrec_exp_floor.restype = ctypes.c_float
     return library, None
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("scan.cpp")
+SEALED = sys.platform == "linux"  # elsewhere a library may be signed and must not be touched
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-pthread", "-Wno-psabi", "-Wno-ignored-attributes"]
 
 
@@ -40,9 +43,27 @@ def build(target: Path) -> None:
         objects = [f"{folder}/{i}.o" for i in range(len(variants))]
         for flags, made in zip(variants, objects, strict=True):
             _run([*compiler, *FLAGS, *flags, "-c", str(SOURCE), "-o", made])
-        _run([*compiler, "-shared", "-pthread", *objects, "-o", f"{folder}/scan.so"])
+        linked = Path(folder, "scan.so")
+        _run([*compiler, "-shared", "-pthread", *objects, "-o", str(linked)])
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(f"{folder}/scan.so", target)
+        seal(linked)
+        # complete before it has its name: a process that has the old file open keeps the old one
+        unfinished = target.with_name(f"{target.name}.unfinished")
+        shutil.copyfile(linked, unfinished)
+        os.replace(unfinished, target)
+
+
+def seal(library: Path) -> None:
+    """Ends a library with its digest: the loader of Linux dies of a file that was cut short instead of refusing it."""
+    if SEALED:
+        content = library.read_bytes()
+        library.write_bytes(content + hashlib.sha256(content).digest())
+
+
+def damaged(library: Path) -> bool:
+    """Says whether a library is not what `build` wrote."""
+    content = library.read_bytes()
+    return SEALED and hashlib.sha256(content[:-32]).digest() != content[-32:]
 
 
 def _run(command: list[str]) -> None:

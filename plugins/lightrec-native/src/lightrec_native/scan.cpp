@@ -7,8 +7,10 @@
 // cache for the whole sequence. Batch rows are independent. Work is cut into groups of rows that do not depend on the
 // number of threads, and partial sums are added in order: the result is the same on any number of threads.
 // Threads are made for one call and joined: nothing of them survives into a fork.
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -38,10 +40,11 @@ static inline V all(float v) { return V{} + v; }
 static inline I bits(V v) { return (I)v; }
 static inline V pick(I m, V a, V b) { return (V)((m & bits(a)) | (~m & bits(b))); }
 
-// 2^v to 1e-7; a NaN stays one. The magic constant rounds to an integer that its low bits hold.
+// 2^v to 1e-7; a NaN stays one. The magic constant rounds to an integer that its low bits hold. At the ends the scale's
+// exponent is 0 or 255: what is too small becomes 0, what is too large (above 2^127.5) infinite, never another number.
 static inline V exp2(V v) {
-  v = pick(v < all(-126.0f), all(-126.0f), v);
-  v = pick(v > all(127.0f), all(127.0f), v);
+  v = pick(v < all(-127.0f), all(-127.0f), v);
+  v = pick(v > all(128.0f), all(128.0f), v);
   const V magic = all(12582912.0f);
   V r = v + magic;
   V f = v - (r - magic);
@@ -286,12 +289,17 @@ static void one(int lanes, const Arguments &q, int64_t group, int backward) {
 void lightrec_scan(const Arguments *q, int backward, int lanes, int threads) {
   const int64_t groups = (q->B + q->rows - 1) / q->rows;
   if (threads > groups) threads = int(groups);
-  auto work = [=](int i) {
-    for (int64_t g = groups * i / threads; g < groups * (i + 1) / threads; g++) one(lanes, *q, g, backward);
+  std::atomic<int64_t> next{0};
+  auto work = [&] {
+    for (int64_t g; (g = next.fetch_add(1)) < groups;) one(lanes, *q, g, backward);
   };
   std::vector<std::thread> team;
-  for (int i = 1; i < threads; i++) team.emplace_back(work, i);
-  if (threads > 0) work(0);
+  try {
+    for (int i = 1; i < threads; i++) team.emplace_back(work);
+  } catch (const std::system_error &) {
+    // the machine gives no more threads: those that there are take all groups
+  }
+  work();
   for (auto &t : team) t.join();
 }
 
