@@ -1,12 +1,17 @@
 """A stream gives what the batch gives, keeps what it should, and takes in nothing foreign."""
 
 import importlib
+import os
+import re
 import threading
+from pathlib import Path
 
+import lightning as L
+import polars as pl
 import pytest
 import torch
 
-from lightrec.checkpoint import LoadedRecommender
+from lightrec.checkpoint import LoadedRecommender, load_recommender
 from lightrec.data.batch import Batch
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
@@ -18,6 +23,7 @@ from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import EncoderRecommender
 from lightrec.streaming import StreamingRecommender
+from lightrec.testing import toy_data
 
 NUM_ITEMS, MAX_LENGTH = 40, 12
 CLOSE = dict(rtol=1e-4, atol=1e-5)  # float32: one step at a time is another order of summation than a whole history
@@ -200,8 +206,6 @@ def test_a_step_form_that_differs_from_the_batch_result_is_refused(kind, positio
 
 
 def test_the_catalog_speaks_external_ids_and_unknown_items_are_skipped_and_reported():
-    import polars as pl
-
     model = gru()
     catalog = Catalog(
         pl.DataFrame({"item": [f"item-{i}" for i in range(1, 41)], "title": [f"Title {i}" for i in range(1, 41)]})
@@ -438,3 +442,40 @@ def test_threads_take_turns():
     for user in histories:
         expected = alone.recommend(user)
         assert [line.item_id for line in stream.recommend(user)] == [line.item_id for line in expected]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The file of a model that was trained for an epoch on the toy log."""
+    folder = tmp_path_factory.mktemp("streaming")
+    os.environ["LIGHTREC_CACHE"] = str(folder / "cache")
+    data = toy_data(folder)
+    model = GRU4Rec(data.num_items, hidden_size=8)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=folder, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(folder / "best.ckpt")
+    return folder / "best.ckpt"
+
+
+def test_a_checkpoint_streams_what_it_recommends(checkpoint):
+    loaded = load_recommender(checkpoint)
+    stream = StreamingRecommender(loaded)
+    history = [f"item-{i}" for i in (3, 7, 11, 2)]
+    stream.observe_many([("ann", item) for item in history])
+    (expected,) = loaded.recommend([history], k=6)
+    got = stream.recommend("ann", k=6)
+    assert [(line.item_id, line.title) for line in got] == [(line.item_id, line.title) for line in expected]
+
+
+def test_the_code_in_the_documentation_runs(checkpoint, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "streaming.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 3
+    (tmp_path / "best.ckpt").write_bytes(checkpoint.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks), {})
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert (tmp_path / "users.pt").is_file()
