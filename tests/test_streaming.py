@@ -423,6 +423,20 @@ def test_a_model_that_was_changed_afterwards_is_noticed():
         stream.recommend("ann")
 
 
+def test_a_stream_is_the_same_in_any_mode_of_its_caller():
+    with torch.inference_mode():
+        stream = StreamingRecommender(gru())
+        stream.observe("ann", 1)
+    stream.observe("ann", 2)
+    with torch.autocast("cpu"):
+        stream.observe("ann", 3)
+        got = stream.recommend("ann")
+    plain = StreamingRecommender(gru())
+    plain.observe_many([("ann", 1), ("ann", 2), ("ann", 3)])
+    assert got == plain.recommend("ann")
+    assert not any(leaf.requires_grad or leaf.is_inference() for leaf in stream.export_state()["leaves"])
+
+
 def test_threads_take_turns():
     model, users = gru(), 8
     stream, alone = StreamingRecommender(model, max_users=users), StreamingRecommender(model)

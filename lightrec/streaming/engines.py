@@ -156,14 +156,9 @@ def repeated(blank: list[Tensor], size: int) -> list[Tensor]:
 
 
 def _no_step_form(name: str) -> str:
-    able = []
-    for plugin in plugins.installed("encoders"):
-        try:
-            kind = plugins.load(plugin)
-        except InputError:  # a broken plug-in is no advice
-            continue
-        if isinstance(kind, type) and issubclass(kind, SequenceEncoder) and kind.step is not SequenceEncoder.step:
-            able.append(plugin.full_name)
+    # A stranger's module is not imported for a piece of advice.
+    kinds = [(plugin.name, plugins.load(plugin)) for plugin in plugins.installed("encoders") if plugin.builtin]
+    able = [short for short, kind in kinds if kind.step is not SequenceEncoder.step]
     return (
         f"{name} cannot go on event by event, it must see the whole history again: take a model whose encoder can "
         f"({', '.join(able)}), or build the stream with history=max_length, which reads the last items at each "

@@ -183,7 +183,7 @@ class StreamingRecommender:
             raise TypeError("user_ids is a list; for one user there is `recommend`.")
         users = [_text(user) for user in user_ids]
         lists: dict[str, list[Recommendation]] = {user: [] for user in users}
-        with self._turn(), self._computing():
+        with self._turn():
             for group in _groups(list(lists), min(_ROWS, self.max_users)):
                 known, leaves, seen = self._fetch(group)
                 if not known:
@@ -234,7 +234,7 @@ class StreamingRecommender:
             InputError: not such a state, of another model, with values that are not finite, without the seen items
                 that this stream remembers, or with more users than `max_users`.
         """
-        with self._turn(), torch.no_grad():
+        with self._turn():
             packed = self._unpack(state)
             if len(packed.users) > self.max_users:
                 raise InputError(
@@ -273,13 +273,15 @@ class StreamingRecommender:
                 )
             self._inside = True
             try:
-                yield
+                with self._computing():
+                    yield
             finally:
                 self._inside = False
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):  # a state keeps its dtype
+        """Whatever the caller's modes: no gradients, states that can be written again, in one dtype."""
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             yield
 
     def _model_changed(self) -> bool:
@@ -296,26 +298,25 @@ class StreamingRecommender:
         """Takes in the events of at most max_users users, all or nothing."""
         # The longest first: the users that still have an event are then the first rows in every round.
         users = sorted(events, key=lambda user: -len(events[user]))
-        with self._computing():
-            found, leaves, seen = self._fetch(users)
-            if found != users:
-                row_of = {user: row for row, user in enumerate(users)}
-                rows = torch.tensor([row_of[user] for user in found], dtype=torch.long, device=self._device)
-                fresh = repeated(self._engine.blank, len(users))
-                leaves = [new.index_copy(0, rows, old) for new, old in zip(fresh, leaves, strict=True)]
-            for turn in range(len(events[users[0]])):
-                active = [events[user][turn] for user in users if len(events[user]) > turn]
-                n = len(active)
-                after = self._engine.advance([leaf[:n] for leaf in leaves], torch.tensor(active, device=self._device))
-                if n < len(users):
-                    after = [torch.cat([new, leaf[n:]]) for new, leaf in zip(after, leaves, strict=True)]
-                leaves = after
-            require_finite(leaves, users)
-            self._memory.make_room(users)
-            if self.remember_seen:
-                for user in users:
-                    insert(seen.setdefault(user, array("i")), events[user])
-            self._memory.write(users, leaves, seen)
+        found, leaves, seen = self._fetch(users)
+        if found != users:
+            row_of = {user: row for row, user in enumerate(users)}
+            rows = torch.tensor([row_of[user] for user in found], dtype=torch.long, device=self._device)
+            fresh = repeated(self._engine.blank, len(users))
+            leaves = [new.index_copy(0, rows, old) for new, old in zip(fresh, leaves, strict=True)]
+        for turn in range(len(events[users[0]])):
+            active = [events[user][turn] for user in users if len(events[user]) > turn]
+            n = len(active)
+            after = self._engine.advance([leaf[:n] for leaf in leaves], torch.tensor(active, device=self._device))
+            if n < len(users):
+                after = [torch.cat([new, leaf[n:]]) for new, leaf in zip(after, leaves, strict=True)]
+            leaves = after
+        require_finite(leaves, users)
+        self._memory.make_room(users)
+        if self.remember_seen:
+            for user in users:
+                insert(seen.setdefault(user, array("i")), events[user])
+        self._memory.write(users, leaves, seen)
         self._memory.touch(list(events))
 
     def _fetch(self, users: list[str]) -> tuple[list[str], list[Tensor], dict[str, array]]:
