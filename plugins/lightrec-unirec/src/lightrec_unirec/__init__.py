@@ -1,0 +1,1 @@
+"""UniRec for lightrec: sequence uniformity, item frequency and time in several dimensions."""
