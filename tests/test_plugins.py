@@ -1,5 +1,6 @@
 """Names, contests of names, broken and incompatible plug-ins: with distributions as an installer leaves them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,8 @@ def test_built_in_wins_and_the_homonym_has_a_full_name(install):
     assert plugins.resolve("models", "lightrec-rival:SASRec").path == "lightrec_rival.HMamba"
     assert plugins.resolve("models", "Lightrec_Rival:SASRec").path == "lightrec_rival.HMamba"
     (rival,) = (p for p in plugins.installed("models") if p.distribution == "lightrec-rival")
-    assert "lightrec-rival:SASRec" in plugins.status(rival, plugins.installed("models"))
+    state = plugins.status(rival, plugins.installed("models"))
+    assert state.word == "shadowed" and "built-in" in state.reason and "lightrec-rival:SASRec" in state.reason
 
 
 def test_a_name_that_two_plug_ins_declare_is_never_guessed(install):
@@ -81,6 +83,10 @@ def test_a_name_that_two_plug_ins_declare_is_never_guessed(install):
         install(name, f"[lightrec.models]\nTwin = {name.replace('-', '_')}:HMamba\n", GOOD)
     message = _message("models", "Twin")
     assert "lightrec-a:Twin" in message and "lightrec-b:Twin" in message
+    found = plugins.installed("models")
+    twins = [p for p in found if p.name == "Twin"]
+    assert [plugins.status(p, found).word for p in twins] == ["shadowed", "shadowed"]
+    assert plugins.resolve("models", "lightrec-b:Twin").distribution == "lightrec-b"
 
 
 def test_unknown_name_lists_near_matches_what_is_installed_and_what_is_broken(hmamba, install):
@@ -128,6 +134,118 @@ def test_plug_in_for_this_lightrec_is_accepted(install, requires):
     assert plugins.resolve("models", "Fine").problem is None
 
 
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ("2 = lightrec_new", "it is written for plug-in API 2, this is lightrec"),
+        ("2 = lightrec_new\n3 = lightrec_new", "plug-in API 2 and 3"),
+        ("next = lightrec_new", "plug-in API 'next', which is no integer"),
+        ("1 = lightrec_new", None),
+        ("1 = lightrec_new\n2 = lightrec_new", None),
+        ("", None),
+    ],
+)
+def test_a_plug_in_for_another_plug_in_api_is_refused(install, declared, reason):
+    entries = f"[lightrec.models]\nNew = lightrec_new:HMamba\n[lightrec.api]\n{declared}\n"
+    module = install("lightrec-new", entries, GOOD)
+    if reason is None:
+        assert plugins.load(plugins.resolve("models", "New")).__name__ == "HMamba"
+    else:
+        assert reason in _message("models", "New")
+        assert module not in sys.modules
+
+
+def test_a_group_that_nobody_reads_is_shown_with_the_right_one(install, capsys):
+    install("lightrec-typo", "[lightrec.model]\nTypo = lightrec_typo:HMamba\n", GOOD)
+    assert main(["plugins", "list", "--json"]) == 0
+    (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "Typo")
+    assert row["status"] == "incompatible" and "did it mean lightrec.models?" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "cause"),
+    [
+        ("models", "def X():\n    pass\n", "X is a function, not a class that inherits from lightrec.Sequence"),
+        ("models", "class X:\n    pass\n", "X does not inherit from lightrec.SequenceRecommender"),
+        ("models", "from lightrec import EncoderRecommender as X\n", None),
+        ("models", "from lightrec import SequenceRecommender as X\n", "leaves loss, recommend undefined"),
+        ("encoders", "from lightrec.models.sasrec import SASRec as X\n", "does not inherit from lightrec.SequenceEnc"),
+        ("objectives", "from lightrec.models.sasrec import SASRecEncoder as X\n", "from lightrec.Objective"),
+        ("datasets", "X = 'path'\n", "X is a str, not a function"),
+        ("models", "raise SystemExit(3)\n", "SystemExit: 3"),
+    ],
+)
+def test_a_name_of_the_wrong_kind_is_refused(install, kind, source, cause):
+    install("lightrec-wrong", f"[lightrec.{kind}]\nX = lightrec_wrong:X\n", source)
+    if cause is None:
+        assert plugins.load(plugins.resolve(kind, "X"))
+    else:
+        assert cause in _message(kind, "X")
+
+
+def test_what_a_plug_in_prints_when_it_is_imported_stays_out_of_the_output(install, capsys):
+    install("lightrec-loud", "[lightrec.models]\nLoud = lightrec_loud:HMamba\n", "print('hello')\n" + GOOD)
+    plugins.load(plugins.resolve("models", "Loud"))
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "hello\n")
+
+
+def test_an_import_that_takes_long_is_named(install, capsys):
+    install("lightrec-slow", "[lightrec.datasets]\nslow = lightrec_slow:f\n", "import time\ntime.sleep(.5)\nf = int\n")
+    plugins.load(plugins.resolve("datasets", "slow"), patience=0.1)
+    assert "still importing lightrec-slow:slow 1.2" in capsys.readouterr().err
+
+
+def test_a_trial_survives_what_hangs_dies_and_prints(install):
+    sources = {
+        "hang": "import time\ntime.sleep(600)\n",
+        "die": "import os\nos._exit(7)\n",
+        "loud": "print('x' * 10)\nimport os\nos.write(1, b'y' * 5)\nask = int\n",
+        "ask": "input()\n",
+    }
+    for name, source in sources.items():
+        more = f"{name}2 = lightrec_fine_{name}:f\n"
+        site = install(f"lightrec-{name}", f"[lightrec.datasets]\n{name} = lightrec_{name}:ask\n{more}", source)
+        (Path(sys.path[0]) / f"lightrec_fine_{name}.py").write_text("f = int\n")
+        assert site not in sys.modules
+    found = [p for p in plugins.installed("datasets") if not p.builtin]
+    outcomes = {p.name: o for p, o in zip(found, plugins.try_all(found, limit=1.5), strict=True)}
+    assert outcomes["hang"].cause == "its import did not end within 1.5 s"
+    assert outcomes["die"].cause == "the process died with code 7"
+    assert outcomes["ask"].cause.startswith("EOFError")
+    assert outcomes["loud"] == plugins.Outcome(None, 16)
+    assert all(outcomes[f"{name}2"].cause is None for name in sources)
+
+
+def test_a_data_source_of_a_plug_in_never_takes_the_name_of_a_built_in(install):
+    from lightrec.data.sources import find_source
+
+    source = "from lightrec.data.sources import ml_1m as mine\n"
+    install("lightrec-thief", "[lightrec.datasets]\nml-100k = lightrec_thief:mine\n", source)
+    assert find_source("ml-100k").name == "ml-100k"
+    assert find_source("lightrec-thief:ml-100k").name == "ml-1m"
+
+
+def test_help_survives_any_source(install):
+    for name, entry in (
+        ("binary", "lightrec_binary:X"),
+        ("plain", "lightrec_plain.sub:X"),
+        ("none", "no_such.thing:X"),
+    ):
+        module = install(f"lightrec-{name}", f"[lightrec.models]\n{name} = {entry}\n", "")
+        (Path(sys.path[0]) / f"{module}.py").write_bytes(b"\x00\xff")
+    assert main([]) == 0
+
+
+def test_an_installation_that_was_cut_off_disturbs_nobody(install, tmp_path):
+    install("lightrec-fine", "[lightrec.models]\nFine = lightrec_fine:HMamba\n", GOOD)
+    for name, entries in (("half", "[lightrec.models]\nHalf = half:X\n"), ("odd", "lightrec.models\n= = =\n")):
+        info = Path(sys.path[0]) / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_text(entries)
+    assert "Fine" in {p.name for p in plugins.installed("models")}
+
+
 def test_environment_variable_restricts_plug_ins_but_not_built_ins(hmamba, monkeypatch):
     monkeypatch.setenv("LIGHTREC_PLUGINS", "none")
     assert all(plugin.builtin for plugin in plugins.installed())
@@ -136,21 +254,31 @@ def test_environment_variable_restricts_plug_ins_but_not_built_ins(hmamba, monke
     assert plugins.resolve("models", "HMamba").distribution == "lightrec-hmamba"
     monkeypatch.setenv("LIGHTREC_PLUGINS", "other")
     assert "lightrec-hmamba" not in {plugin.distribution for plugin in plugins.installed()}
+    (hidden,) = (plugin for plugin in plugins.everything() if plugin.distribution == "lightrec-hmamba")
+    state = plugins.status(hidden, plugins.everything())
+    assert (state.word, state.reason) == ("disabled", "LIGHTREC_PLUGINS=other leaves it out")
 
 
 def test_list_shows_each_with_its_state_and_checks_on_request(hmamba, install, capsys):
-    import json
-
     install("lightrec-sick", "[lightrec.models]\nSick = lightrec_sick:Sick\n", "raise RuntimeError('no')\n")
     assert main(["plugins", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["lightrec-sick:Sick"]["status"] == "ok"  # nobody asked to import it
-    assert set(rows["SASRec"]) >= {"name", "kind", "distribution", "version", "status", "origin"}
-    assert main(["plugins", "list", "--json", "--check"]) == 0
+    assert rows["Sick"]["status"] == "ok"  # nobody asked to import it
+    assert {row["origin"] for row in rows.values()} == {"built-in", "installed"}
+    assert (rows["SASRec"]["origin"], rows["Sick"]["origin"]) == ("built-in", "installed")
+    assert main(["plugins", "list", "--json", "--check", "--kind", "models"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["lightrec-sick:Sick"]["status"].startswith("broken: RuntimeError")
-    assert rows["lightrec-hmamba:HMamba"]["status"] == "ok"
-    assert Path(rows["lightrec-hmamba:HMamba"]["origin"]).name == "lightrec-hmamba"
+    assert (rows["Sick"]["status"], rows["Sick"]["reason"]) == ("broken", "RuntimeError: no")
+    assert rows["HMamba"]["status"] == "ok"
+    assert Path(rows["HMamba"]["location"]).name == "lightrec-hmamba"
+
+
+def test_plugins_alone_lists_with_status_and_reason(install, capsys):
+    install("lightrec-old", "[lightrec.models]\nOld = lightrec_old:HMamba\n", GOOD, requires="lightrec>=99")
+    assert main(["plugins"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Old "))
+    assert line.split()[:6] == ["Old", "models", "lightrec-old", "1.2", "installed", "incompatible:"]
+    assert "it requires lightrec >=99, this is lightrec" in line
 
 
 def test_a_command_of_a_plug_in_runs_and_is_listed(install, capsys):

@@ -161,11 +161,18 @@ def _dotted(slot: str, name: Any) -> Any:
         return name
     kind = _kind(slot)
     if kind:
-        return plugins.resolve(kind, name).path
+        return _path(kind, name)
     for kind in _SLOTS.values():  # a slot whose name does not tell, such as a list of parts
         if any(name in (plugin.name, plugin.full_name) for plugin in plugins.installed(kind)):
-            return plugins.resolve(kind, name).path
+            return _path(kind, name)
     return name  # a class of Lightning's own, such as a callback: jsonargparse knows those
+
+
+def _path(kind: str, name: str) -> str:
+    plugin = plugins.resolve(kind, name)
+    if not plugin.builtin:
+        plugins.load(plugin)  # jsonargparse would import it anyway, but not say whose it is if that fails
+    return plugin.path
 
 
 class _Loader(yaml.SafeLoader):

@@ -43,8 +43,10 @@ def _list(argv: list[str]) -> int:
     Options("lightrec data list", "List known data sets; nothing is downloaded.").parse_args(argv)
     found = plugins.installed("datasets")
     for plugin in found:
-        if plugins.status(plugin, found) != "ok":
-            print(f"{plugin.full_name}: {plugins.status(plugin, found)}")
+        state = plugins.status(plugin, found)
+        if not plugin.builtin:  # whose module may hang, or print: its docstring has to do
+            said = plugins.summary(plugin) if state.word == "ok" else state
+            print(f"{plugin.full_name}: {said} ({plugin.distribution} {plugin.version})")
             continue
         try:
             source = plugins.load(plugin)()

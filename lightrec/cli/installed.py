@@ -1,44 +1,90 @@
-"""`lightrec plugins list`: what is installed, by whom, and whether it works."""
+"""`lightrec plugins`: what is installed, by whom, and whether it works; `check` and `new` have files of their own."""
 
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 from lightrec import plugins
-from lightrec.cli import scaffold
 from lightrec.cli.options import Options
+from lightrec.errors import InputError
+from lightrec.plugins import Plugin, Status
+
+_ACTIONS = {
+    "list": "[--json] [--check] [--kind models]",
+    "check": "NAME [--json] [--set hidden_size=16]",
+    "new": "NAME [--kind model] [--path DIR]",
+}
 
 
 def run(command: str, argv: list[str]) -> int:
-    """Lists plug-ins; imports none of them unless asked to check. Returns the exit code."""
-    if argv[:1] == ["new"]:
-        return scaffold.run(argv[1:])
+    """Runs `list`, which is also what no word means, `check` or `new`. Returns the exit code.
+
+    Raises:
+        InputError: anything that the user can mend.
+    """
+    if argv[:1] in (["-h"], ["--help"]):
+        print("\n".join(f"lightrec plugins {action:<5} {flags}" for action, flags in _ACTIONS.items()))
+        return 0
+    action, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("list", argv)
+    if action not in _ACTIONS:
+        near = plugins.suggestion(action, list(_ACTIONS)) or f"; choose {', '.join(_ACTIONS)}."
+        raise InputError(f"lightrec plugins {action} is unknown{near}")
+    if action == "list":
+        return _list(rest)
+    return import_module(f"lightrec.cli.{'scaffold' if action == 'new' else 'verdict'}").run(rest)
+
+
+def _list(argv: list[str]) -> int:
     parser = Options(
-        "lightrec plugins", description="List what is installed: models, encoders, objectives, data sources."
+        "lightrec plugins list", description="List what is installed: models, encoders, objectives, data sources."
     )
-    parser.add_argument("action", choices=["list"], nargs="?", default="list")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--check", action="store_true", help="import each one, to see whether it works")
+    parser.add_argument("--kind", choices=plugins.KINDS, help="of this kind only")
+    parser.add_argument(
+        "--check", action="store_true", help="import each one, in another process, to see whether it works"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=plugins.LIMIT, help="seconds that an import may take (%(default)g)"
+    )
     options = parser.parse_args(argv)
-    found = plugins.installed()
+    found = [plugin for plugin in plugins.everything() if options.kind in (None, plugin.kind)]
+    states = _tried(found, options.timeout) if options.check else [plugins.status(plugin, found) for plugin in found]
     rows = [
         {
-            "name": plugin.full_name,
+            "name": plugin.name,
             "kind": plugin.kind,
             "distribution": plugin.distribution,
             "version": plugin.version,
-            "status": plugins.status(plugin, found, options.check),
+            "origin": "built-in" if plugin.builtin else "installed",
+            "status": state.word,
+            "reason": state.reason,
+            "full_name": plugin.full_name,
             "value": plugin.value,
-            "origin": plugin.origin,
+            "location": plugin.location,
         }
-        for plugin in found
+        for plugin, state in zip(found, states, strict=True)
     ]
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
-    columns = [name for name in rows[0] if name != "value"] if rows else []
-    table = [columns, *([row[name] for name in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    table = [["name", "kind", "distribution", "version", "origin", "status"]]
+    for row, state in zip(rows, states, strict=True):
+        table.append([*(row[column] for column in table[0][:-1]), str(state)])
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     return 0
+
+
+def _tried(found: list[Plugin], timeout: float) -> list[Status]:
+    """Says what metadata tell, and what the import did of those that they let pass."""
+    states = [plugins.status(plugin, found) for plugin in found]
+    usable = [i for i, state in enumerate(states) if state.word in ("ok", "shadowed")]
+    for i, outcome in zip(usable, plugins.try_all([found[i] for i in usable], timeout), strict=True):
+        if outcome.cause:
+            states[i] = Status("broken", outcome.cause)
+        elif outcome.printed:
+            note = f"writes {outcome.printed} bytes when it is imported"
+            states[i] = Status(states[i].word, "; ".join(filter(None, (states[i].reason, note))))
+    return states

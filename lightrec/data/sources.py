@@ -25,9 +25,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 
+from lightrec import plugins
 from lightrec.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -347,19 +347,12 @@ def find_source(name: str) -> Source:
     Raises:
         InputError: there is no such source.
     """
-    points = {point.name: point for point in entry_points(group="lightrec.datasets")}
-    if name not in points:
-        import difflib
-
-        near = difflib.get_close_matches(name, points, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(f"--data.source {name!r} is unknown; {hint}installed: {', '.join(sorted(points))}.")
     try:
-        return points[name].load()()
-    except Exception as error:
-        dist = points[name].dist
-        owner = f" of {dist.name} {dist.version}" if dist else ""
-        raise InputError(f"--data.source {name!r}{owner} cannot be loaded: {error}; update or uninstall it.") from error
+        return plugins.load(plugins.resolve("datasets", name))()
+    except InputError as error:
+        raise InputError(f"--data.source {name!r}: {error}") from error
+    except Exception as error:  # whatever a stranger's function does
+        raise InputError(f"--data.source {name!r} cannot be loaded: {error}; update or uninstall it.") from error
 
 
 def cache_folder(given: str | None = None) -> Path:
