@@ -189,6 +189,11 @@ def get_kernel(op: str, name: str) -> Kernel:
     return found
 
 
+def registered(op: str, name: str) -> Kernel:
+    """The kernel of a name that `choose` gave: a look-up, which a compiled graph may contain."""
+    return _kernels[op, name]
+
+
 def choose(op: str, spec: Any, kernel: str | None = None) -> Kernel:
     """The kernel that runs.
 

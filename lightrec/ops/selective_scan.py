@@ -19,7 +19,8 @@ A kernel is a pair of functions (`lightrec.ops.registry.Kernel`), tensors positi
     backward(grad_out, grad_final | None, x, delta, A, B, C, D, z, delta_bias, resets, checkpoints, softplus, every)
         -> gradients of x, delta, A, B, C, D, z, delta_bias, initial_state in that order, None for what is absent.
 
-Tensors may have any strides. `lightrec.testing.kernels.check_kernel` tests all of this.
+A kernel without a backward is differentiated by autograd, and its checkpoints may be None. Tensors may have any
+strides. `lightrec.testing.check_kernel` tests all of this.
 """
 
 from __future__ import annotations
@@ -100,16 +101,16 @@ def selective_scan(
     select = _select_while_compiling if compiling else _select
     name = select(A.shape[0], A.shape[1], x.device.type, x.dtype, *flags, kernel)
     with torch.autocast(x.device.type, enabled=False):
-        if name == "reference":
-            out, final = reference_scan(*tensors, resets, softplus)
+        found = registry.registered(OP, name)
+        every = found.checkpoint_every
+        if found.backward is None:
+            out, final, _ = found.forward(*tensors, resets, softplus, every)
         elif compiling:
-            every = _every_while_compiling(name)
             out, final, _ = _scan_op(*tensors, resets, softplus, every, name)
         elif needs_grad:
             out, final = _Scan.apply(*tensors, resets, softplus, name)
         else:
-            found = registry.get_kernel(OP, name)
-            out, final, _ = found.forward(*tensors, resets, softplus, found.checkpoint_every)
+            out, final, _ = found.forward(*tensors, resets, softplus, every)
     return (out, final) if return_final_state else out
 
 
@@ -241,11 +242,6 @@ def _select_while_compiling(*facts) -> str:
     return _select(*facts)
 
 
-@torch.compiler.assume_constant_result
-def _every_while_compiling(name: str) -> int:
-    return registry.get_kernel(OP, name).checkpoint_every
-
-
 class _Scan(torch.autograd.Function):
     """The eager path: a third of a custom op's overhead."""
 
@@ -355,7 +351,8 @@ _scan_op.register_autograd(_differentiate, setup_context=_setup)
 
 
 def _reference_forward(*arguments):
-    raise RuntimeError("the reference is differentiated by autograd and called directly.")
+    *inputs, every = arguments
+    return *reference_scan(*inputs), None
 
 
 registry.register_op(OP, lambda device: ScanSpec(device=device))

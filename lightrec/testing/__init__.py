@@ -1,33 +1,39 @@
-"""For the tests of every plug-in, and for ours: contract checks and a toy log whose rule a right model finds."""
+"""For the tests of every plug-in, and for ours: contract checks and a toy log whose rule a right model finds.
 
-from lightrec.testing.contracts import (
-    applicable_checks,
-    check_batch_permutation,
-    check_causality,
-    check_checkpoint_round_trip,
-    check_config_round_trip,
-    check_gradients_at_length_one,
-    check_learns_toy_rule,
-    check_padding_invariance,
-    check_recommender,
-    check_seen_items_excluded,
-    check_top_k_matches_full_scores,
-)
-from lightrec.testing.toy import ToyLog, toy_data, toy_log
+Names are resolved when they are first used: whoever checks a kernel need not import what checks a recommender.
+"""
 
-__all__ = [
-    "ToyLog",
-    "applicable_checks",
-    "check_batch_permutation",
-    "check_causality",
-    "check_checkpoint_round_trip",
-    "check_config_round_trip",
-    "check_gradients_at_length_one",
-    "check_learns_toy_rule",
-    "check_padding_invariance",
-    "check_recommender",
-    "check_seen_items_excluded",
-    "check_top_k_matches_full_scores",
-    "toy_data",
-    "toy_log",
-]
+from importlib import import_module
+
+_HOME = {
+    "ToyLog": "toy",
+    "applicable_checks": "contracts",
+    "check_batch_permutation": "contracts",
+    "check_causality": "contracts",
+    "check_checkpoint_round_trip": "contracts",
+    "check_config_round_trip": "contracts",
+    "check_export": "shipping",
+    "check_gradients_at_length_one": "contracts",
+    "check_kernel": "kernels",
+    "check_learns_toy_rule": "contracts",
+    "check_padding_invariance": "contracts",
+    "check_recommender": "contracts",
+    "check_seen_items_excluded": "contracts",
+    "check_steps": "contracts",
+    "check_top_k_matches_full_scores": "contracts",
+    "check_two_processes": "shipping",
+    "compare_speed": "shipping",
+    "toy_data": "toy",
+    "toy_log": "toy",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f"lightrec.testing.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'lightrec.testing' has no attribute {name!r}; public names: {', '.join(__all__)}")
+
+
+def __dir__():
+    return sorted(__all__)
