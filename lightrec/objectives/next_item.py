@@ -60,7 +60,8 @@ def next_item_rows(recommender, batch: Batch, positions: Positions = "all") -> t
     """
     inputs, targets = next_item_pairs(batch)
     if positions == "last":
-        return last_state(recommender.encode(inputs), inputs.lengths), last_state(targets, inputs.lengths)
+        # the state that the catalog will be scored with; what is not read of the other positions is not computed
+        return recommender.query(inputs), last_state(targets, inputs.lengths)
     if not recommender.encoder.causal:
         raise ValueError(
             f"{type(recommender.encoder).__name__} sees the future, so a loss at all positions would leak the target: "

@@ -1,0 +1,296 @@
+"""SIGMA: a Mamba over the history and one over its partly reversed copy, weighed by gates, beside a GRU.
+
+Ziwei Liu et al., "SIGMA: Selective Gated Mamba for Sequential Recommendation", AAAI 2025,
+https://arxiv.org/abs/2408.11451; code: Applied-Machine-Learning-Lab/SIMGA and ziwliu8/SIGMA.
+
+Differences from the released code, and why (`compat="released"` brings the first four back):
+
+* The first n - 5 items of a history of n are reversed, and the last 5 stay in order. There, positions 0 to 44 of the
+  padded row are reversed, whatever its length: of a history of up to 22 items in a row of 50 the flipped branch then
+  sees padding only at the position that is read, and of a row of 200 only the oldest 45 positions are reversed.
+* The gate of the flipped branch reads that branch. There, its sigmoid part reads the finished gate of the other one.
+* The convolution before the GRU is causal. There, it sees one position ahead, which behind the last item is padding.
+* The linear maps keep their initialisation; see `lightrec.models.mamba4rec`, as for the softmax without padding.
+* A softmax over the three weights of the mix, computed there and then not used, is left out: the raw weights mix, as
+  there. So is a second convolution, which stops one of the two released versions with an error.
+
+Reversing lets a position see items that came after it. A loss at all positions would leak the targets, so training asks
+once a row, at its end: `train_windows: prefixes`, with `prefixes_per_user` where a log is too long for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightrec.errors import InputError
+from lightrec.interfaces import Objective, SequenceEncoder
+from lightrec.nn.dropout import Dropout
+from lightrec.nn.item_embedding import ItemEmbedding
+from lightrec.nn.mamba import MambaInit, MambaLayer, MambaMixer, released_init
+from lightrec.nn.sequence import last_state, valid_mask
+from lightrec.objectives.next_item import NextItem
+from lightrec.recommender import Decay, EncoderRecommender
+
+Flip = Literal["valid", "released"]
+Compat = Literal["released"]
+_RELEASED_FLIP = 45  # positions from the left, written into the released code
+_KERNEL = 3
+
+
+def flip_order(lengths: Tensor, max_length: int, num_recent: int) -> Tensor:
+    """Returns [B, L], where each position of the partly reversed rows comes from: its own inverse.
+
+    Args:
+        lengths: [B] real items of each row.
+        max_length: L.
+        num_recent: the most recent items, which stay where they are, as padding does.
+    """
+    place = torch.arange(max_length, device=lengths.device)
+    flipped = (lengths[:, None] - num_recent).clamp_min(0)
+    return torch.where(place < flipped, flipped - 1 - place, place)
+
+
+class SIGMALayer(nn.Module):
+    """Two directions of one Mamba, their gates and a GRU, and the layer of Mamba4Rec around their mix.
+
+    Args:
+        hidden_size: D.
+        state_size: numbers of state a channel.
+        conv_size: events that the convolution before the scan sees.
+        expand: inner channels as a multiple of hidden_size.
+        dropout: of the gates, of the mix and, twice, of the feed-forward network.
+        residual: add the input to the mix.
+        gate_fix: the gate of the flipped branch reads that branch only.
+        causal_conv: the convolution before the GRU sees nothing ahead.
+        init: of the linear maps, see MambaMixer.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        state_size: int,
+        conv_size: int,
+        expand: int,
+        dropout: float,
+        residual: bool,
+        gate_fix: bool,
+        causal_conv: bool,
+        init: MambaInit,
+    ):
+        super().__init__()
+        self.gate_fix = gate_fix
+        self.around = MambaLayer(
+            hidden_size,
+            dropout=dropout,
+            residual=residual,
+            mixer=MambaMixer(hidden_size, state_size, conv_size, expand, init=init),
+            init=init,
+        )
+        self.gate_input = nn.Linear(hidden_size, hidden_size)
+        self.flipped_gate_input = nn.Linear(hidden_size, hidden_size)
+        self.gate_silu = nn.Linear(hidden_size, hidden_size)
+        self.gate_sigmoid = nn.Linear(hidden_size, hidden_size)
+        self.dropout = Dropout(dropout)
+        self.conv_padding = (_KERNEL - 1, 0) if causal_conv else (_KERNEL // 2, _KERNEL // 2)
+        self.conv = nn.Conv1d(hidden_size, hidden_size, _KERNEL)
+        self.gru = nn.GRU(hidden_size, hidden_size, bias=False, batch_first=True)
+        self.weights = nn.Parameter(torch.tensor([0.1, 0.1, 0.8]))  # GRU, flipped, as it is
+        self.output = nn.Linear(hidden_size, hidden_size)
+        if init == "released":
+            released_init(self)
+
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:
+        """[B, L, D] and where the flipped copy takes its positions from, [B, L] -> [B, L, D]."""
+        return self._join(x, *self._branches(x, order))
+
+    def last(self, x: Tensor, order: Tensor, lengths: Tensor) -> Tensor:
+        """Computes the last real position only behind the scans and the GRU: -> [B, D]."""
+        return self._join(last_state(x, lengths), *(last_state(t, lengths) for t in self._branches(x, order)))
+
+    def _branches(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        flipped = x.gather(1, order[..., None].expand_as(x))
+        local = self.conv(F.pad(x.transpose(1, 2), self.conv_padding)).transpose(1, 2)
+        return flipped, self.around.mixer(x), self.around.mixer(flipped), self.gru(local)[0]
+
+    def _join(self, x: Tensor, flipped: Tensor, mixed: Tensor, mixed_flipped: Tensor, recurrent: Tensor) -> Tensor:
+        """All that happens position by position: [..., D] each."""
+        h = x + self.gate_input(x)
+        h_flipped = flipped + self.flipped_gate_input(flipped)
+        gate = self.dropout(self.gate_silu(F.silu(h)) + self.gate_sigmoid(h.sigmoid()))
+        read = h_flipped if self.gate_fix else gate
+        gate_flipped = self.dropout(self.gate_silu(F.silu(h_flipped)) + self.gate_sigmoid(read.sigmoid()))
+        parts = recurrent, mixed_flipped * gate_flipped + mixed_flipped, mixed * gate + mixed
+        mix = sum(weight * part for weight, part in zip(self.weights.unbind(), parts, strict=True))
+        return self.around.combine(x, self.output(mix))
+
+
+class SIGMAEncoder(SequenceEncoder):
+    """Layers of SIGMA without positions. Not causal, because the flipped branch sees a history from its end.
+
+    Args:
+        hidden_size: D.
+        num_layers: layers; a single one has no residual around its mix.
+        num_recent: items at the end of a history that are not reversed, r in the paper.
+        state_size: numbers of state a channel.
+        conv_size: events that the convolution before the scan sees.
+        expand: inner channels as a multiple of hidden_size.
+        dropout: of the input, of the gates, of the mix and, twice, of the feed-forward network.
+        flip: `valid` reverses all but the last `num_recent` real items; `released` the first 45 positions of rows that
+            are padded to max_length.
+        gate_fix: the gate of the flipped branch reads that branch only.
+        causal_conv: the convolution before the GRU sees nothing ahead.
+        init: `mamba`, long memory at first; `released`, the short one of the published code.
+        compat: `released` stands for flip `released`, no gate_fix, no causal_conv and init `released`, and gives
+            padding a vector of its own.
+        max_length: width of padded rows; read only where flip is `released`.
+    """
+
+    causal = False
+
+    def __init__(
+        self,
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        num_recent: int = 5,
+        state_size: int = 32,
+        conv_size: int = 4,
+        expand: int = 2,
+        dropout: float = 0.2,
+        flip: Flip = "valid",
+        gate_fix: bool = True,
+        causal_conv: bool = True,
+        init: MambaInit = "mamba",
+        compat: Compat | None = None,
+        max_length: int | None = None,
+    ):
+        super().__init__()
+        if compat is not None:
+            if compat not in Compat.__args__:
+                raise ValueError(f"compat {compat!r} is unknown; choose released, or None.")
+            flip, gate_fix, causal_conv, init = "released", False, False, "released"
+        if flip not in Flip.__args__:
+            raise ValueError(f"flip {flip!r} is unknown; choose {', '.join(Flip.__args__)}.")
+        if flip == "released" and max_length is None:
+            raise ValueError("flip='released' reverses places in rows of one width: give max_length.")
+        if num_layers < 1 or num_recent < 0:
+            raise ValueError(f"num_layers ({num_layers}) must be at least 1, and num_recent ({num_recent}) at least 0.")
+        self.hidden_size, self.num_recent, self.flip, self.max_length = hidden_size, num_recent, flip, max_length
+        self.norm = nn.LayerNorm(hidden_size, 1e-12)
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(
+            SIGMALayer(hidden_size, state_size, conv_size, expand, dropout, num_layers > 1, gate_fix, causal_conv, init)
+            for _ in range(num_layers)
+        )
+        self.padding = nn.Parameter(0.02 * torch.randn(hidden_size)) if flip == "released" else None
+
+    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.norm(self.dropout(x))
+
+    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
+        length = x.shape[1]
+        x, order = self._rows(x, lengths)
+        for layer in self.layers:
+            x = layer(x, order)
+        return x[:, :length]
+
+    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x, order = self._rows(self.prepare(x, lengths), lengths)
+        for layer in self.layers[:-1]:
+            x = layer(x, order)
+        return self.layers[-1].last(x, order, lengths)
+
+    def _rows(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the rows as the layers see them, and the order of their flipped copies."""
+        batch, length = x.shape[:2]
+        if self.flip == "valid":
+            return x, flip_order(lengths, length, self.num_recent)
+        if length > self.max_length:
+            raise ValueError(f"the batch has {length} items a row, more than max_length ({self.max_length}).")
+        padding = self.norm(self.dropout(self.padding.expand(batch, self.max_length, -1))).to(x.dtype)
+        real = valid_mask(lengths, self.max_length)[..., None]
+        x = torch.where(real, F.pad(x, (0, 0, 0, self.max_length - length)), padding)
+        return x, flip_order(torch.full_like(lengths, min(_RELEASED_FLIP, self.max_length)), self.max_length, 0)
+
+
+class SIGMA(EncoderRecommender):
+    """A gated Mamba in two directions beside a GRU, trained with the full softmax on prefixes.
+
+    Args:
+        num_items: size of the catalog.
+        max_length: longest history that is read; the width of padded rows under compat `released`, else not used.
+        hidden_size: D.
+        num_layers: layers; a single one has no residual around its mix.
+        num_recent: items at the end of a history that are not reversed, r in the paper.
+        state_size: numbers of state a channel.
+        conv_size: events that the convolution before the scan sees.
+        expand: inner channels as a multiple of hidden_size.
+        dropout: of the input, of the gates, of the mix and, twice, of the feed-forward network.
+        flip: `valid` reverses all but the last `num_recent` real items; `released` the first 45 positions.
+        gate_fix: the gate of the flipped branch reads that branch only.
+        causal_conv: the convolution before the GRU sees nothing ahead.
+        init: `mamba`, long memory at first; `released`, the short one of the published code and numbers.
+        compat: `released` is the published code, its defects included; it overrides the four options above.
+        objective: what is trained; None is the full softmax at the end of each row, for `train_windows: prefixes`.
+        learning_rate: peak learning rate of Adam.
+        weight_decay: decoupled weight decay on matrices.
+        warmup_steps: steps of linear warm-up.
+        decay: how the learning rate falls until the last step.
+
+    Raises:
+        InputError: an objective that asks at all positions, which would leak the targets.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        max_length: int = 50,
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        num_recent: int = 5,
+        state_size: int = 32,
+        conv_size: int = 4,
+        expand: int = 2,
+        dropout: float = 0.2,
+        flip: Flip = "valid",
+        gate_fix: bool = True,
+        causal_conv: bool = True,
+        init: MambaInit = "mamba",
+        compat: Compat | None = None,
+        objective: Objective | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        decay: Decay = "constant",
+    ):
+        if getattr(objective, "positions", "last") == "all":
+            raise InputError(
+                "SIGMA reverses a part of the history, so a loss at all positions would leak the targets: set "
+                "--model.objective.positions last and --data.train_windows prefixes."
+            )
+        super().__init__(
+            items=ItemEmbedding(num_items, hidden_size, std=0.02),
+            encoder=SIGMAEncoder(
+                hidden_size,
+                num_layers,
+                num_recent,
+                state_size,
+                conv_size,
+                expand,
+                dropout,
+                flip,
+                gate_fix,
+                causal_conv,
+                init,
+                compat,
+                max_length,
+            ),
+            objective=objective or NextItem(positions="last"),
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            decay=decay,
+        )
