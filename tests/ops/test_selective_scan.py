@@ -1,4 +1,8 @@
-"""The scan follows its formulas, kernels agree with float64, and it composes with compile, autocast and packing."""
+"""The scan follows its formulas, kernels agree with float64; it composes with compile, autocast, packing, processes."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -90,6 +94,85 @@ def test_autocast_keeps_the_scan_in_float32():
     plain = selective_scan(**i)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(selective_scan(**i), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_takes_mixed_dtypes_and_keeps_gradients_in_float32(dtype):
+    i = scan_inputs(2, 9, 5, 3)
+    project = torch.nn.Linear(5, 5)
+
+    def run():
+        leaves = {n: t.clone().requires_grad_() for n, t in i.items()}
+        u = project(leaves["x"])
+        out = selective_scan(**(leaves | {"x": u}))
+        return u, out, torch.autograd.grad(out.float().square().sum(), [leaves["A"], leaves["B"]])
+
+    with torch.autocast("cpu", dtype=dtype):
+        u, out, grads = run()
+    assert u.dtype == out.dtype == dtype and {g.dtype for g in grads} == {torch.float32}
+    _, _, exact = run()
+    # what the projection rounds to eight bits, the loss squares
+    assert all(relative_error(a, b) < 3e-2 for a, b in zip(grads, exact, strict=True))
+
+
+PROCESSES = """
+import os, sys
+import torch, torch.distributed as dist
+from torch import nn
+from lightrec.ops.selective_scan import selective_scan
+from lightrec.testing.kernels import scan_inputs
+
+class Mixer(nn.Module):
+    def __init__(self, kernel):
+        super().__init__()
+        i = scan_inputs(1, 1, 6, 4)
+        self.A_log, self.D, self.bias = (nn.Parameter(t) for t in ((-i["A"]).log(), i["D"], i["delta_bias"]))
+        self.kernel = kernel
+
+    def forward(self, x, delta, B, C, z):
+        return selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, z, self.bias, kernel=self.kernel)
+
+def gradients(module, rank, world, kernel):
+    i = scan_inputs(4, 9, 6, 4, seed=5)
+    rows = [i[n][rank::world] for n in ("x", "delta", "B", "C", "z")]
+    module(*rows).square().mean().backward()
+    return [p.grad for p in module.parameters()]
+
+folder = sys.argv[1]
+torch.set_num_threads(1)
+children = []
+for rank in range(2):
+    child = os.fork()
+    if not child:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+        for kernel in ("torch", None):
+            torch.manual_seed(0)
+            parallel = nn.parallel.DistributedDataParallel(Mixer(kernel))
+            torch.save(gradients(parallel, rank, 2, kernel), f"{folder}/{kernel}-{rank}")
+        dist.destroy_process_group()
+        os._exit(0)
+    children.append(child)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    i = scan_inputs(4, 9, 6, 4, seed=5)
+    parameters = scan_inputs(1, 1, 6, 4)
+    leaves = [t.requires_grad_() for t in ((-parameters["A"]).log(), parameters["D"], parameters["delta_bias"])]
+    out = selective_scan(i["x"], i["delta"], -leaves[0].exp(), i["B"], i["C"], leaves[1], i["z"], leaves[2])
+    single = torch.autograd.grad(out.square().mean(), leaves)
+    for kernel in ("torch", None):
+        for rank in range(2):
+            for ours, exact in zip(torch.load(tmp_path / f"{kernel}-{rank}"), single, strict=True):
+                assert relative_error(ours, exact) < FLOAT32_TOLERANCE
 
 
 def test_opcheck_finds_the_custom_op_sound():
