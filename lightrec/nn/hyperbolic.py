@@ -1,0 +1,295 @@
+"""Hyperbolic geometry in the hyperboloid model, and an item table that scores by distance.
+
+Sectional curvature is -kappa with kappa >= 0; kappa = 0 is flat space, without a special case. A point is carried by
+its space part x [..., D]; its time part sqrt(1/kappa + |x|^2) is implied, so that every vector is a point. The maps exp0
+and log0 between vectors and points are in `lightrec.ops.hyperbolic_selective_scan`.
+
+The usual forms of the distance subtract numbers near 1 (or near 1/kappa) from each other. Here
+
+    u(x)    = |x|^2 / (1 + sqrt(1 + kappa |x|^2))           how far the time part has risen
+    q(x, y) = u(x) + u(y) + kappa u(x) u(y) - x . y         half the squared chord; -kappa <x, y> = 1 + kappa q
+    d(x, y) = arcosh(1 + kappa q) / sqrt(kappa) = 2 asinh(sqrt(kappa q / 2)) / sqrt(kappa)
+
+and q is one matrix product of D + 2 columns for a whole catalog: [x, u(x), 1] . [-y, 1 + kappa u(y), u(y)]. d^2 is
+analytic in q and in kappa at 0, where it is 2 q = |x - y|^2; its derivatives are written out below.
+
+Rounding: q of one product is good to 1e-7 of u(x) + u(y), not of q. `distance` subtracts first and is good for near
+points too. Both lose digits as cosh(sqrt(kappa) r) grows, which is what `cap_norm` is for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightrec.interfaces import ItemTable
+from lightrec.ops.hyperbolic_selective_scan import exp0
+
+CAP = 8.0  # sqrt(kappa) r at which cosh has lost half of float32's digits
+
+
+def lift(x: Tensor, kappa: Tensor | float) -> Tensor:
+    """Puts the time part before a space part.
+
+    Args:
+        x: [..., D] space parts.
+        kappa: scalar > 0.
+
+    Returns:
+        [..., 1 + D], points of the hyperboloid <p, p> = -1/kappa.
+    """
+    return torch.cat([(1 / kappa + x.square().sum(-1, keepdim=True)).sqrt(), x], -1)
+
+
+def minkowski(x: Tensor, y: Tensor) -> Tensor:
+    """The product <x, y> = -x_0 y_0 + x_1 y_1 + ... of [..., 1 + D] points, [...]."""
+    return (x[..., 1:] * y[..., 1:]).sum(-1) - x[..., 0] * y[..., 0]
+
+
+def distance(x: Tensor, y: Tensor, kappa: Tensor | float) -> Tensor:
+    """Distance of points by the asinh of their chord, good for near points; the gradient at x = y is zero.
+
+    Args:
+        x: [..., D] space parts.
+        y: [..., D] space parts.
+        kappa: scalar >= 0.
+
+    Returns:
+        [...], d(x, y) >= 0.
+    """
+    kappa = torch.as_tensor(kappa, dtype=x.dtype, device=x.device)
+    step = x - y
+    time_x, time_y = ((1 + kappa * p.square().sum(-1)).sqrt() for p in (x, y))
+    time_step = (step * (x + y)).sum(-1) / (time_x + time_y)  # sqrt(kappa) is left out of it
+    chord = step.square().sum(-1) - kappa * time_step.square()
+    return distance_power(chord / 2, kappa, 1)
+
+
+def cap_norm(v: Tensor, kappa: Tensor | float, cap: float = CAP) -> Tensor:
+    """Shortens vectors smoothly: |v| becomes c tanh(|v| / c) with c = cap / sqrt(kappa), so that sqrt(kappa)|v| < cap.
+
+    Args:
+        v: [..., D] tangent vectors at the origin.
+        kappa: scalar >= 0; in flat space nothing is shortened.
+        cap: the bound.
+
+    Returns:
+        [..., D]. Directions are kept, and the gradient is nowhere zero or infinite.
+    """
+    square = kappa * v.square().sum(-1, keepdim=True) / cap**2
+    near = square < 1e-4
+    root = square.clamp_min(1e-4).sqrt()
+    return v * torch.where(near, 1 - square / 3 + square.square() * (2 / 15), torch.tanh(root) / root)
+
+
+def rise(x: Tensor, kappa: Tensor | float) -> Tensor:
+    """u(x) of the module's docstring: [..., D] -> [..., 1]."""
+    square = x.square().sum(-1, keepdim=True)
+    return square / (1 + (1 + kappa * square).sqrt())
+
+
+def state_rows(x: Tensor, kappa: Tensor | float) -> Tensor:
+    """[x, u(x), 1]: the left factor of q; [..., D] -> [..., D + 2]."""
+    u = rise(x, kappa)
+    return torch.cat([x, u, torch.ones_like(u)], -1)
+
+
+def item_rows(y: Tensor, kappa: Tensor | float) -> Tensor:
+    """[-y, 1 + kappa u(y), u(y)]: the right factor of q; [..., D] -> [..., D + 2]."""
+    u = rise(y, kappa)
+    return torch.cat([-y, 1 + kappa * u, u], -1)
+
+
+def distance_power(q: Tensor, kappa: Tensor | float, power: int) -> Tensor:
+    """Distance, or its square, from half the squared chord.
+
+    Args:
+        q: [...], of any sign that rounding gives it.
+        kappa: scalar >= 0.
+        power: 1 for d, whose gradient is set to zero where d is; 2 for d^2, which is smooth.
+
+    Returns:
+        [...].
+    """
+    return _DistancePower.apply(q, torch.as_tensor(kappa, dtype=q.dtype, device=q.device), power)
+
+
+_TINY = 1e-30  # its square root and the ratios below are exact to rounding in float32
+
+
+def squared_distance(q: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
+    """d^2 and its derivative in q, [...] each.
+
+    With t = kappa q and a = arcosh(1 + t) = log(1 + t + s), s = sqrt(t (t + 2)): d^2 = q a^2 / t and 2 a / s. Both
+    ratios tend to 2 as t goes to 0, and reach it in floating point at t = 1e-30.
+    """
+    t = (kappa * q).clamp_min(_TINY)
+    s = (t * (t + 2)).sqrt()
+    a = torch.log1p(t + s)
+    return q * (a.square() / t), 2 * a / s
+
+
+def squared_distance_by_kappa(q: Tensor, kappa: Tensor) -> Tensor:
+    """Derivative of d^2 in kappa, [...]: q^2 (h'(t) - h(t)/t) / t with h = arcosh(1 + t)^2; -q^2 / 3 in flat space."""
+    t = (kappa * q).clamp_min(_TINY)
+    near = t < (1e-3 if q.dtype == torch.float64 else 2e-2)
+    far = torch.where(near, torch.ones_like(t), t)
+    s = (far * (far + 2)).sqrt()
+    a = torch.log1p(far + s)
+    series = -1 / 3 + t * (8 / 45 - t * (3 / 35 - t * (64 / 1575)))
+    return q.square() * torch.where(near, series, (2 * a / s - a.square() / far) / far)
+
+
+class _DistancePower(torch.autograd.Function):
+    """Keeps q only: what else the backward pass needs is cheaper to compute again than to keep."""
+
+    @staticmethod
+    def forward(ctx, q, kappa, power):
+        ctx.save_for_backward(q, kappa)
+        ctx.power = power
+        squared, _ = squared_distance(q, kappa)
+        return squared if power == 2 else squared.clamp_min(0).sqrt()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        q, kappa = ctx.saved_tensors
+        squared, slope = squared_distance(q, kappa)
+        if ctx.power == 1:
+            grad = torch.where(squared > _TINY, grad / (2 * squared.clamp_min(_TINY).sqrt()), torch.zeros_like(grad))
+        by_kappa = (grad * squared_distance_by_kappa(q, kappa)).sum() if ctx.needs_input_grad[1] else None
+        return grad * slope, by_kappa, None
+
+
+class Curvature(nn.Module):
+    """kappa = softplus(rho), minus the sectional curvature; shared by all that live in one space.
+
+    Args:
+        kappa: value at first.
+        learn: train it; else it stays exactly what it is.
+
+    Raises:
+        ValueError: a kappa that is negative or not finite, or zero and to be learned.
+    """
+
+    def __init__(self, kappa: float = 1.0, learn: bool = True):
+        super().__init__()
+        if not 0 <= kappa < math.inf or (learn and kappa == 0):
+            raise ValueError(f"kappa ({kappa}) must be finite and not negative, and positive if it is learned.")
+        if learn:
+            self.rho = nn.Parameter(torch.tensor(kappa + math.log(-math.expm1(-kappa))))
+        else:  # not part of a checkpoint: the constructor knows it
+            self.register_buffer("kappa", torch.tensor(float(kappa)), persistent=False)
+        self.learn = learn
+
+    def forward(self) -> Tensor:
+        """Returns kappa, a scalar."""
+        return F.softplus(self.rho) if self.learn else self.kappa
+
+
+class HyperbolicItems(ItemTable):
+    """Items are points exp0(v) with learned tangent vectors v; a state scores them by -d^power / temperature.
+
+    `forward` gives the tangent vectors, log0 of the points: plain Adam trains them, and any encoder can read them.
+
+    Args:
+        num_items: size of the catalog; ids are 1..num_items.
+        hidden_size: D.
+        kappa: minus the sectional curvature, at first.
+        learn_kappa: train it.
+        power: 1 for the distance, 2 for its square.
+        temperature: what distances are divided by, at first. 2 with power 2 is, in flat space, an inner product with
+            item biases -|v|^2 / 2.
+        learn_temperature: train it.
+        state: how a state is a point: `tangent`, by exp0 of its capped vector; `space`, as a space part.
+        cap: bound of sqrt(kappa)|v|, see `cap_norm`; None for none.
+        std: standard deviation of the normal initialisation.
+
+    Raises:
+        ValueError: a size below 1, or an option out of its range.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        hidden_size: int,
+        kappa: float = 1.0,
+        learn_kappa: bool = True,
+        power: Literal[1, 2] = 2,
+        temperature: float = 2.0,
+        learn_temperature: bool = True,
+        state: Literal["tangent", "space"] = "tangent",
+        cap: float | None = CAP,
+        std: float = 0.02,
+    ):
+        super().__init__()
+        if num_items < 1:
+            raise ValueError(f"num_items ({num_items}) must be at least 1.")
+        if power not in (1, 2):
+            raise ValueError(f"power ({power}) must be 1 or 2.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature ({temperature}) must be positive.")
+        if state not in ("tangent", "space"):
+            raise ValueError(f"state {state!r} is unknown; choose tangent or space.")
+        if cap is not None and not 0 < cap <= 40:
+            raise ValueError(f"cap ({cap}) must be in (0, 40]: cosh overflows float32 beyond.")
+        self.num_items, self.hidden_size = num_items, hidden_size
+        self.power, self.state, self.cap = power, state, cap
+        self.curvature = Curvature(kappa, learn_kappa)
+        self.embedding = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=std)
+        with torch.no_grad():
+            self.embedding.weight[0].zero_()
+        log_temperature = torch.tensor(math.log(temperature))
+        if learn_temperature:
+            self.log_temperature = nn.Parameter(log_temperature)
+        else:
+            self.register_buffer("log_temperature", log_temperature, persistent=False)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return self.embedding(item_ids)
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """The points of states, by their space parts: [..., D] -> [..., D], float32 (float64 for float64)."""
+        hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+        return hidden if self.state == "space" else self._points(hidden)
+
+    def points(self, item_ids: Tensor | None = None) -> Tensor:
+        """The points of items, by their space parts: ids [...] -> [..., D]; None for all items, [num_items, D]."""
+        return self._points(self.embedding.weight[1:] if item_ids is None else self.embedding(item_ids))
+
+    def _points(self, v: Tensor) -> Tensor:
+        kappa = self.curvature().to(v.dtype)
+        return exp0(v if self.cap is None else cap_norm(v, kappa, self.cap), kappa)
+
+    def logits(self, q: Tensor) -> Tensor:
+        """Scores from half the squared chords, elementwise."""
+        return distance_power(q, self.curvature().to(q.dtype), self.power) * -(-self.log_temperature).exp()
+
+    def score(self, hidden: Tensor, candidate_ids: Tensor | None = None) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):  # a distance keeps too few digits of a bfloat16 product
+            kappa = self.curvature()
+            rows = state_rows(self.states(hidden), kappa)
+            items = item_rows(self.points(candidate_ids), kappa).to(rows.dtype)
+            if candidate_ids is None:
+                return F.pad(self.logits(rows @ items.T), (1, 0), value=-torch.inf)  # [..., V]
+            if candidate_ids.dim() == 1:
+                q = rows @ items.T
+            else:
+                q = (items @ rows.unsqueeze(-1)).squeeze(-1)
+            return self.logits(q).masked_fill(candidate_ids == 0, -torch.inf)
+
+    @torch.no_grad()
+    def saturated(self, hidden: Tensor) -> Tensor:
+        """Share of the logits of states [R, D] that have no gradient: what a hard clip does to a model, in [0, 1]."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            kappa = self.curvature()
+            q = state_rows(self.states(hidden), kappa) @ item_rows(self.points(), kappa).T
+        with torch.enable_grad():
+            q = q.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.logits(q).sum(), q)
+        return (slope == 0).float().mean()
