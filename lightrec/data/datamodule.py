@@ -65,6 +65,8 @@ class SequenceDataModule(L.LightningDataModule):
         train_windows: `last`: the most recent window of each user; `all`: consecutive windows over the whole history;
             `prefixes`: one row for each event, predicted from what came before; `sessions`: batch_size users side by
             side in order of time, one event of each in a batch (GRU4Rec's way; one process).
+        prefixes_per_user: with train_windows `prefixes`, draw at most so many of each user anew in every epoch; all if
+            not given.
         batch_size: most rows in a training batch of one process.
         batch_tokens: most padded events in a training batch of one process; not limited if not given.
         eval_batch_size: rows in an evaluation batch.
@@ -99,6 +101,7 @@ class SequenceDataModule(L.LightningDataModule):
         timeline_targets: TimelineTargets = "first",
         max_length: int | None = None,
         train_windows: TrainWindows = "last",
+        prefixes_per_user: int | None = None,
         batch_size: int = 128,
         batch_tokens: int | None = None,
         eval_batch_size: int = 256,
@@ -114,7 +117,8 @@ class SequenceDataModule(L.LightningDataModule):
             name: given[name] for name in list(inspect.signature(SequenceDataModule.__init__).parameters)[1:]
         }
         for name, least in (
-            ("max_length", 1), ("batch_size", 1), ("batch_tokens", 2), ("eval_batch_size", 1), ("seed", 0)
+            ("max_length", 1), ("batch_size", 1), ("batch_tokens", 2), ("eval_batch_size", 1), ("seed", 0),
+            ("prefixes_per_user", 1),
         ):  # fmt: skip
             if given[name] is not None and given[name] < least:
                 raise InputError(f"--data.{name} ({given[name]}) must be at least {least}.")
@@ -128,6 +132,11 @@ class SequenceDataModule(L.LightningDataModule):
         ):
             if given[name] not in known.__args__:
                 raise InputError(f"--data.{name} {given[name]!r} is unknown; choose {', '.join(known.__args__)}.")
+        if prefixes_per_user is not None and train_windows != "prefixes":
+            raise InputError(
+                f"--data.prefixes_per_user ({prefixes_per_user}) draws from prefixes: set --data.train_windows "
+                f"prefixes, not {train_windows}."
+            )
         if not source and path is None:
             raise InputError("no data: give --data.source NAME (see `lightrec data list`) or --data.path FILE.")
         self.split_name, self.val_from, self.test_from, self.timeline_targets = (
@@ -136,7 +145,7 @@ class SequenceDataModule(L.LightningDataModule):
             test_from,
             timeline_targets,
         )
-        self._max_length, self.train_windows = max_length, train_windows
+        self._max_length, self.train_windows, self.prefixes_per_user = max_length, train_windows, prefixes_per_user
         self.batch_size, self.batch_tokens, self.eval_batch_size = batch_size, batch_tokens, eval_batch_size
         self.exclude_seen, self.candidates, self.with_times, self.seed = exclude_seen, candidates, with_times, seed
 
@@ -210,8 +219,12 @@ class SequenceDataModule(L.LightningDataModule):
                 windows.user, None if times is None else times[windows.begin[begins]], self.batch_size
             )
         else:
-            lengths = windows.end - windows.begin
+            lengths, draw = windows.end - windows.begin, None
+            if self.prefixes_per_user is not None:
+                lengths, draw = loaders.sample_prefixes(windows, self.prefixes_per_user, self.seed)
             plan = loaders.bucketed_plan(lengths, self.batch_size, self.batch_tokens, self.seed, rank, world)
+            if draw is not None:
+                plan = loaders.drawn_plan(plan, draw)
         make, trainer = loaders.training_batches(log, windows, begins), self.trainer
         if trainer is None:
             return BatchLoader(make, plan)
@@ -308,6 +321,7 @@ class SequenceDataModule(L.LightningDataModule):
             "ties": TIES,
             "max_length": self.max_length,
             "train_windows": self.train_windows,
+            "prefixes_per_user": self.prefixes_per_user,
             "seed": self.seed,
         }
 

@@ -74,6 +74,49 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
+def sample_prefixes(windows: Windows, count: int, seed: int) -> tuple[np.ndarray, Callable[[int], np.ndarray]]:
+    """Draws at most `count` prefixes of each user anew for every epoch, a function of (seed, epoch).
+
+    The prefixes of a user, from the whole history down to two events, are cut into `count` parts of equal number (one
+    more or less), and one is drawn from each: every prefix is drawn equally often in the long run, and an epoch is
+    never without long or short ones. A part has a longest prefix, so batches can be planned before anything is drawn.
+
+    Args:
+        windows: rows of `training_windows(..., "prefixes")`.
+        count: most prefixes of a user in an epoch.
+        seed: of the draws.
+
+    Returns:
+        [S] items of the longest prefix of each part, and a function from epoch to [S] row numbers.
+    """
+    begins = np.flatnonzero(np.diff(windows.user, prepend=-1))
+    rows = np.diff(begins, append=len(windows))
+    parts = np.minimum(rows, count)
+    owner = np.repeat(np.arange(len(rows)), parts)
+    nth = _count_up(parts)
+    first = nth * rows[owner] // parts[owner]  # counted from the most recent, which is the longest
+    size = (nth + 1) * rows[owner] // parts[owner] - first
+    first = first + begins[owner]
+
+    def draw(epoch: int) -> np.ndarray:
+        # the third number keeps these draws apart from those that order the batches
+        return first + (np.random.default_rng([seed, epoch, 1]).random(len(first)) * size).astype(np.int64)
+
+    return (windows.end - windows.begin)[first], draw
+
+
+def drawn_plan(
+    plan: Callable[[int], list[np.ndarray]], draw: Callable[[int], np.ndarray]
+) -> Callable[[int], list[np.ndarray]]:
+    """Plans with the rows that `draw` gives for an epoch in the places of those that `plan` gives."""
+
+    def drawn(epoch: int) -> list[np.ndarray]:
+        rows = draw(epoch)
+        return [rows[places] for places in plan(epoch)]
+
+    return drawn
+
+
 class BatchLoader:
     """Iterates over batches; knows its length, its epoch and where it stands.
 

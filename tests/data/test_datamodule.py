@@ -64,6 +64,8 @@ def test_prediction_serves_every_user_with_the_whole_history(path):
         ({"split": "random"}, "choose leave_one_out, global_timeline"),
         ({"timeline_targets": "some"}, "--data.timeline_targets 'some' is unknown; choose first, all"),
         ({"seed": -1}, r"--data.seed \(-1\) must be at least 0"),
+        ({"prefixes_per_user": 4}, r"prefixes_per_user \(4\) draws from prefixes: set --data.train_windows prefixes"),
+        ({"prefixes_per_user": 0, "train_windows": "prefixes"}, r"prefixes_per_user \(0\) must be at least 1"),
     ],
 )
 def test_impossible_options_are_said(path, options, expected):

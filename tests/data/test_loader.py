@@ -9,14 +9,16 @@ from lightrec.data.loader import (
     BatchLoader,
     Log,
     bucketed_plan,
+    drawn_plan,
     evaluation_batches,
     exact_plan,
+    sample_prefixes,
     sampled_candidates,
     session_plan,
     training_batches,
     training_windows,
 )
-from lightrec.data.splits import leave_one_out
+from lightrec.data.splits import Part, leave_one_out
 from lightrec.errors import InputError
 
 OFFSETS = np.array([0, 9, 12, 13, 20])
@@ -151,6 +153,77 @@ def test_processes_share_the_batches_of_one(world, tokens):
             assert len(whole) >= world  # else one row would be lent twice
             assert sorted(np.concatenate(parts)) == sorted(whole)
     assert sorted(np.concatenate([rows for share in shares for rows in share])) == list(range(1000))
+
+
+def prefixes_of(lengths, max_length=20):
+    """The prefix rows of histories of these lengths, none of whose events is held out."""
+    ends = np.cumsum(lengths)
+    return training_windows(Part(np.arange(len(lengths)), ends - lengths, ends, ends), max_length, "prefixes")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 3))
+def test_prefixes_are_drawn_one_from_each_part_of_a_history(lengths, count, epoch):
+    windows = prefixes_of(lengths)
+    longest, draw = sample_prefixes(windows, count, seed=3)
+    rows = draw(epoch)
+    assert len(set(rows.tolist())) == len(rows) == len(longest)
+    drawn = np.bincount(windows.user[rows], minlength=len(lengths))
+    assert drawn.tolist() == [min(count, n - 1) for n in lengths]
+    assert (windows.end - windows.begin <= longest.max(initial=0)).all()
+    assert ((windows.end - windows.begin)[rows] <= longest).all()
+    if all(n - 1 <= count for n in lengths):
+        assert sorted(rows.tolist()) == list(range(len(windows)))
+
+
+def test_every_prefix_is_drawn_equally_often_in_the_long_run():
+    windows = prefixes_of([13, 2, 7])
+    _, draw = sample_prefixes(windows, 3, seed=0)
+    counts = np.bincount(np.concatenate([draw(epoch) for epoch in range(3000)]), minlength=len(windows))
+    expected = np.array([3000 * min(1.0, 3 / n) for n in (12, 1, 6)])[windows.user]
+    assert np.abs(counts - expected).max() < 0.15 * 3000
+
+
+def test_drawn_prefixes_are_a_function_of_seed_and_epoch():
+    windows = prefixes_of(LENGTHS[:100])
+    first = sample_prefixes(windows, 4, seed=1)[1](5)
+    assert np.array_equal(first, sample_prefixes(windows, 4, seed=1)[1](5))
+    for seed, epoch in ((1, 6), (2, 5)):
+        assert not np.array_equal(first, sample_prefixes(windows, 4, seed=seed)[1](epoch))
+
+
+@pytest.mark.parametrize(("tokens", "world"), [(None, 1), (300, 1), (300, 2)])
+def test_drawn_prefixes_keep_the_limits_and_the_number_of_batches(tokens, world):
+    windows = prefixes_of(LENGTHS[:200], max_length=50)
+    longest, draw = sample_prefixes(windows, 4, seed=1)
+    plans = [drawn_plan(bucketed_plan(longest, 16, tokens, 1, rank, world), draw) for rank in range(world)]
+    counts = set()
+    for epoch in range(5):
+        shares = [plan(epoch) for plan in plans]
+        counts |= {len(share) for share in shares}
+        assert set(np.concatenate([rows for share in shares for rows in share]).tolist()) == set(draw(epoch).tolist())
+        for rows in (rows for share in shares for rows in share):
+            width = (windows.end - windows.begin)[rows].max()
+            assert len(rows) <= 16 and (tokens is None or len(rows) == 1 or len(rows) * width <= tokens)
+    assert len(counts) == 1
+
+
+def test_a_pass_over_drawn_prefixes_goes_on_exactly():
+    windows = prefixes_of([9, 30, 4, 17])
+    items = np.arange(1, 61, dtype=np.int32)
+
+    def loader():
+        longest, draw = sample_prefixes(windows, 5, seed=2)
+        plan = drawn_plan(bucketed_plan(longest, 2, None, 2), draw)
+        return BatchLoader(training_batches(Log(items), windows), plan, epoch=3)
+
+    whole = [batch.item_ids.tolist() for batch in loader()]
+    broken = loader()
+    for _, _ in zip(range(4), broken, strict=False):
+        pass
+    resumed = loader()
+    resumed.load_state_dict(broken.state_dict())
+    assert 4 < len(whole) and [batch.item_ids.tolist() for batch in resumed] == whole[broken.state_dict()["next"] :]
 
 
 def test_a_batch_smaller_than_the_processes_leaves_none_without_a_row():
