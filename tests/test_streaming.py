@@ -118,9 +118,11 @@ def test_five_hundred_users_of_different_lengths_at_once(tmp_path):
         same(lines, row_ids, row_scores)
 
 
-def test_a_window_reads_again_what_the_batch_reads():
-    torch.manual_seed(0)
-    model = SASRec(NUM_ITEMS, MAX_LENGTH, hidden_size=8).eval()
+@pytest.mark.parametrize("name, path", [("SASRec", "sasrec"), ("BERT4Rec", "bert4rec"), ("SIGMA", "sigma")])
+def test_a_window_reads_again_what_the_batch_reads(name, path):
+    model = own_model(name, path, dict(max_length=MAX_LENGTH, hidden_size=8)).eval()
+    with pytest.raises(InputError, match=f"{name}Encoder cannot go on event by event"):
+        StreamingRecommender(model)
     events = [*EVENTS, *[("bob", 1 + 5 * t % NUM_ITEMS) for t in range(20)]]
     check_every_prefix(StreamingRecommender(model, history=MAX_LENGTH), model, events, MAX_LENGTH)
     check_every_prefix(StreamingRecommender(model, history=3), model, events, 3)
