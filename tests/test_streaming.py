@@ -51,6 +51,8 @@ STEPPING = [
     ("Mamba4Rec", "mamba4rec", dict(hidden_size=8)),
     ("Mamba4Rec", "mamba4rec", dict(hidden_size=8, num_layers=2)),
     ("HMamba", "hmamba", dict(hidden_size=8)),
+    ("HMambaFull", "hmamba", dict(hidden_size=8)),
+    ("HMambaHalf", "hmamba", dict(hidden_size=8)),
 ]
 stepping = pytest.mark.parametrize("name, path, options", STEPPING, ids=[f"{n}-{len(o)}" for n, _, o in STEPPING])
 
