@@ -103,17 +103,27 @@ class SIGMALayer(nn.Module):
         if init == "released":
             released_init(self)
 
-    def forward(self, x: Tensor, order: Tensor) -> Tensor:
-        """[B, L, D] and where the flipped copy takes its positions from, [B, L] -> [B, L, D]."""
-        return self._join(x, *self._branches(x, order))
+    def forward(self, x: Tensor, order: Tensor, real: Tensor | None) -> Tensor:
+        """Runs the layer at all positions.
 
-    def last(self, x: Tensor, order: Tensor, lengths: Tensor) -> Tensor:
+        Args:
+            x: [B, L, D].
+            order: [B, L], where the flipped copy takes its positions from.
+            real: [B, L] bool, what a convolution that sees ahead may read; None is everything.
+
+        Returns:
+            [B, L, D].
+        """
+        return self._join(x, *self._branches(x, order, real))
+
+    def last(self, x: Tensor, order: Tensor, real: Tensor | None, lengths: Tensor) -> Tensor:
         """Computes the last real position only behind the scans and the GRU: -> [B, D]."""
-        return self._join(last_state(x, lengths), *(last_state(t, lengths) for t in self._branches(x, order)))
+        return self._join(last_state(x, lengths), *(last_state(t, lengths) for t in self._branches(x, order, real)))
 
-    def _branches(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _branches(self, x: Tensor, order: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         flipped = x.gather(1, order[..., None].expand_as(x))
-        local = self.conv(F.pad(x.transpose(1, 2), self.conv_padding)).transpose(1, 2)
+        read = x if real is None else torch.where(real[..., None], x, 0.0)
+        local = self.conv(F.pad(read.transpose(1, 2), self.conv_padding)).transpose(1, 2)
         return flipped, self.around.mixer(x), self.around.mixer(flipped), self.gru(local)[0]
 
     def _join(self, x: Tensor, flipped: Tensor, mixed: Tensor, mixed_flipped: Tensor, recurrent: Tensor) -> Tensor:
@@ -179,6 +189,7 @@ class SIGMAEncoder(SequenceEncoder):
         if num_layers < 1 or num_recent < 0:
             raise ValueError(f"num_layers ({num_layers}) must be at least 1, and num_recent ({num_recent}) at least 0.")
         self.hidden_size, self.num_recent, self.flip, self.max_length = hidden_size, num_recent, flip, max_length
+        self.causal_conv = causal_conv
         self.norm = nn.LayerNorm(hidden_size, 1e-12)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
@@ -192,28 +203,33 @@ class SIGMAEncoder(SequenceEncoder):
 
     def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
         length = x.shape[1]
-        x, order = self._rows(x, lengths)
+        x, *places = self._rows(x, lengths)
         for layer in self.layers:
-            x = layer(x, order)
+            x = layer(x, *places)
         return x[:, :length]
 
     def last(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x, order = self._rows(self.prepare(x, lengths), lengths)
+        x, *places = self._rows(self.prepare(x, lengths), lengths)
         for layer in self.layers[:-1]:
-            x = layer(x, order)
-        return self.layers[-1].last(x, order, lengths)
+            x = layer(x, *places)
+        return self.layers[-1].last(x, *places, lengths)
 
-    def _rows(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the rows as the layers see them, and the order of their flipped copies."""
+    def _rows(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the rows as the layers see them, the order of their flipped copies, and what is real if it matters.
+
+        In the valid flip padding is read by nobody but a convolution that sees ahead, and that is given zeros.
+        """
         batch, length = x.shape[:2]
         if self.flip == "valid":
-            return x, flip_order(lengths, length, self.num_recent)
+            real = None if self.causal_conv else valid_mask(lengths, length)
+            return x, flip_order(lengths, length, self.num_recent), real
         if length > self.max_length:
             raise ValueError(f"the batch has {length} items a row, more than max_length ({self.max_length}).")
         padding = self.norm(self.dropout(self.padding.expand(batch, self.max_length, -1))).to(x.dtype)
         real = valid_mask(lengths, self.max_length)[..., None]
         x = torch.where(real, F.pad(x, (0, 0, 0, self.max_length - length)), padding)
-        return x, flip_order(torch.full_like(lengths, min(_RELEASED_FLIP, self.max_length)), self.max_length, 0)
+        flipped = torch.full_like(lengths, min(_RELEASED_FLIP, self.max_length))
+        return x, flip_order(flipped, self.max_length, 0), None
 
 
 class SIGMA(EncoderRecommender):
