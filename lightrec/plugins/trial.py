@@ -1,23 +1,19 @@
 """Imports plug-ins in another process, where one that hangs, prints or dies does no harm.
 
-The process answers on a duplicate of its standard output, a line of JSON for each plug-in, and sends what else is
-written there into a file that is counted. A plug-in that takes too long, or takes the process down, is noted, and
-another process goes on with the next one. Where all is well there is one process, because torch takes seconds to import.
+A plug-in that takes too long, or takes the process down, is noted, and another process goes on with the next one. Where
+all is well there is one process, because torch takes seconds to import.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import queue
-import subprocess
 import sys
 import tempfile
-import threading
 from dataclasses import asdict, dataclass
 from importlib import import_module
 
 from lightrec.plugins.declared import Plugin, PluginError, load
+from lightrec.plugins.worker import Worker, serve
 
 LIMIT = 60.0
 """Seconds that the import of a plug-in may take; torch and lightrec are there already and do not count."""
@@ -53,52 +49,27 @@ def try_all(plugins: list[Plugin], limit: float = LIMIT) -> list[Outcome]:
 
 def _process(plugins: list[Plugin], limit: float) -> list[Outcome]:
     """Returns outcomes up to the first plug-in that ends or stops the process, at least one."""
-    job = json.dumps({"path": sys.path, "plugins": [asdict(p) for p in plugins]})
-    code = "from lightrec.plugins.trial import answer; answer()"
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys, json; sys.path[:] = json.loads(sys.argv[1])['path']; {code}", job],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
-        outcomes: list[Outcome] = []
+    outcomes: list[Outcome] = []
+    job = {"plugins": [asdict(p) for p in plugins]}
+    with Worker("from lightrec.plugins.trial import answer; answer()", job) as worker:
         try:
-            ready = lines.get(timeout=_START)
-            while ready and len(outcomes) < len(plugins) and (line := lines.get(timeout=limit)):
-                outcomes.append(Outcome(**json.loads(line)))
+            ready = worker.answer(_START)
+            while ready and len(outcomes) < len(plugins) and (found := worker.answer(limit)):
+                outcomes.append(Outcome(**found))
             if len(outcomes) < len(plugins):
-                code, last = process.wait(), _last_line(errors)
-                outcomes.append(Outcome(f"the process died with code {code}{': ' + last if last else ''}"))
-        except queue.Empty:
+                outcomes.append(Outcome(worker.obituary()))
+        except TimeoutError:
             outcomes.append(Outcome(f"its import did not end within {limit:g} s"))
-        finally:
-            process.kill()
-            process.wait()
     return outcomes
-
-
-def _pump(stream, lines: queue.Queue[str]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put("")
-
-
-def _last_line(file) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace").strip().split("\n")[-1]
 
 
 def answer() -> None:
     """What the other process runs."""
-    plugins = [Plugin(**fields) for fields in json.loads(sys.argv[1])["plugins"]]
-    said = os.fdopen(os.dup(1), "w")
+    job, say = serve()
+    plugins = [Plugin(**fields) for fields in job["plugins"]]
     if any(plugin.kind in _WITH_TORCH for plugin in plugins):
         import_module("lightrec.recommender")
-    print("ready", file=said, flush=True)
+    say({"ready": True})
     with tempfile.TemporaryFile() as noise:
         for plugin in plugins:
             noise.seek(0)
@@ -113,6 +84,7 @@ def answer() -> None:
                 cause = error.cause
             sys.stdout.flush()
             sys.stderr.flush()
+            os.dup2(kept, 1)
             os.dup2(kept, 2)
             os.close(kept)
-            print(json.dumps({"cause": cause, "printed": noise.seek(0, os.SEEK_END)}), file=said, flush=True)
+            say({"cause": cause, "printed": noise.seek(0, os.SEEK_END)})

@@ -203,7 +203,9 @@ def check_learns_toy_rule(
         if train_windows is None:
             objective = getattr(factory(NUM_ITEMS, MAX_LENGTH), "objective", None)
             train_windows = "prefixes" if getattr(objective, "positions", "all") == "last" else "last"
-        data = toy_data(folder, toy_log(num_users=192), max_length=MAX_LENGTH, train_windows=train_windows)
+        data = toy_data(
+            folder, toy_log(num_users=192), max_length=MAX_LENGTH, train_windows=train_windows, with_times=True
+        )
         popularity = popularity_ndcg(data)
         require(popularity < least / 2, f"popularity alone has NDCG@10 {popularity:.2f}: the toy log is no test.")
         model = factory(data.num_items, data.max_length)
@@ -221,7 +223,7 @@ def check_learns_toy_rule(
 def check_checkpoint_round_trip(factory: Factory) -> None:
     """A checkpoint of the Trainer loads with `weights_only=True`, and the file alone gives the same lists."""
     with quiet(seed=6), tempfile.TemporaryDirectory() as folder:
-        data = toy_data(folder, max_length=MAX_LENGTH)
+        data = toy_data(folder, max_length=MAX_LENGTH, with_times=True)
         model = factory(data.num_items, data.max_length)
         trainer = make_trainer(Path(folder), epochs=1)
         trainer.fit(model, datamodule=data)
@@ -305,7 +307,7 @@ def check_steps(factory: Factory) -> None:
             real = batch.lengths > t
             require(
                 torch.allclose(hidden[real], whole[real, t], **CLOSE),
-                f"{named(encoder)}.step differs from `mix` at position {t}, by {gap(hidden[real], whole[real, t]):.2g}.",
+                f"{named(encoder)}.step differs from mix at position {t} by {gap(hidden[real], whole[real, t]):.2g}.",
             )
 
 

@@ -78,7 +78,8 @@ def ready(factory: Factory) -> SequenceRecommender:
     model = factory(NUM_ITEMS, MAX_LENGTH)
     if not is_trained(model):
         with tempfile.TemporaryDirectory() as folder:
-            data = toy_data(folder, toy_log(num_users=NUM_ITEMS, num_items=NUM_ITEMS), max_length=MAX_LENGTH)
+            log = toy_log(num_users=NUM_ITEMS, num_items=NUM_ITEMS)
+            data = toy_data(folder, log, max_length=MAX_LENGTH, with_times=True)
             make_trainer(Path(folder), epochs=1).fit(model, datamodule=data)
     return model.eval()
 

@@ -17,12 +17,23 @@ from torch import Tensor, nn
 
 from lightrec.checkpoint import build
 from lightrec.data.batch import Batch
+from lightrec.data.datamodule import SequenceDataModule
 from lightrec.interfaces import describe
 from lightrec.models.sasrec import SASRec
 from lightrec.plugins.worker import Worker, serve
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
-from lightrec.testing.setting import CLOSE, MAX_LENGTH, Factory, gap, modules_in, named, quiet, ready, require
-from lightrec.testing.setting import sample_batch as _sample
+from lightrec.testing.setting import (
+    CLOSE,
+    MAX_LENGTH,
+    Factory,
+    gap,
+    modules_in,
+    named,
+    quiet,
+    ready,
+    require,
+    sample_batch,
+)
 from lightrec.testing.toy import toy_data, toy_log
 
 _TWO_PROCESSES = 300.0  # seconds, most of them for importing torch on a machine with much to do
@@ -34,8 +45,7 @@ def check_two_processes(factory: Factory) -> None:
     The model is built again in other processes, so its classes must be importable there by name. Needs `os.fork`.
     """
     with quiet(seed=11), tempfile.TemporaryDirectory() as folder:
-        # An odd number of users, so that the processes have unlike numbers of rows.
-        data = toy_data(folder, toy_log(num_users=33), max_length=MAX_LENGTH, batch_size=4)
+        data = _odd_data(folder)
         description = describe(factory(data.num_items, data.max_length))
         job = {"model": description, "trust": sorted(modules_in(description)), "folder": folder}
         with Worker("from lightrec.testing.shipping import train_in_two; train_in_two()", job) as worker:
@@ -57,12 +67,15 @@ def check_two_processes(factory: Factory) -> None:
 def check_export(factory: Factory) -> None:
     """`torch.export` captures the query, for any number of rows, and the program gives the same states."""
     with quiet(seed=12), torch.no_grad():
-        model, batch = ready(factory), _sample()
+        model, batch = ready(factory), sample_batch()
         query = _Query(model).eval()
         dim = torch.export.Dim("batch", min=2, max=4096)
         arguments = (batch.item_ids, batch.lengths, batch.timestamps, batch.target_timestamps)
         try:
-            program = torch.export.export(query, arguments, dynamic_shapes=tuple({0: dim} for _ in arguments))
+            # Strict: the other form takes the length of a tensor, `len(lengths)`, for a constant.
+            program = torch.export.export(
+                query, arguments, dynamic_shapes=tuple({0: dim} for _ in arguments), strict=True
+            )
         except Exception as error:
             line = next((part for part in str(error).strip().split("\n") if part.strip()), type(error).__name__)
             raise AssertionError(f"torch.export cannot capture {named(model)}.query: {line.strip()[:300]}") from error
@@ -142,6 +155,11 @@ def train_in_two() -> None:
         say({"error": text.split("\n")[-1 if "Traceback" in text else 0]})
 
 
+def _odd_data(folder: str) -> SequenceDataModule:
+    """An odd number of users, so that two processes have unlike numbers of rows."""
+    return toy_data(folder, toy_log(num_users=33), max_length=MAX_LENGTH, batch_size=4, with_times=True)
+
+
 def _train_in_two(description: dict, trust: list[str], folder: str) -> dict:
     def fitter(devices: int) -> L.Trainer:
         return L.Trainer(
@@ -162,7 +180,7 @@ def _train_in_two(description: dict, trust: list[str], folder: str) -> dict:
     os.chdir(folder)
     torch.manual_seed(0)
     model = build(description, trust)
-    data = toy_data(folder, toy_log(num_users=33), max_length=MAX_LENGTH, batch_size=4)
+    data = _odd_data(folder)
     fitter(2).fit(model, datamodule=data)
     (two,) = fitter(2).test(model, datamodule=data, verbose=False)
     (one,) = fitter(1).test(model, datamodule=data, verbose=False)

@@ -88,6 +88,7 @@ def toy_data(
     train_windows: TrainWindows = "last",
     exclude_seen: bool = True,
     seed: int = 0,
+    with_times: bool = False,
 ) -> SequenceDataModule:
     """Serves a toy log through the ordinary data module, read from a file and prepared like any other.
 
@@ -99,6 +100,7 @@ def toy_data(
         train_windows: see `SequenceDataModule`.
         exclude_seen: leave the history out of the ranking.
         seed: of the order of training.
+        with_times: give times to the model.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,5 +116,6 @@ def toy_data(
         train_windows=train_windows,
         exclude_seen=exclude_seen,
         seed=seed,
+        with_times=with_times,
         cache_dir=str(folder / "cache"),
     )

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrec import testing
+from lightrec.errors import InputError
 from lightrec.interfaces import Objective, SequenceEncoder
 from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.nn.sequence import valid_mask
@@ -42,6 +43,19 @@ class LastItemEncoder(SequenceEncoder):
         if self.fault == "unsaved state":
             return y + self.unsaved
         return y
+
+    def init_state(self, batch_size: int, device=None) -> Tensor:
+        return torch.zeros(batch_size, 0)
+
+    def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x_t)
+        return (y * 1.01 if self.fault == "step" else y), state
+
+
+class Blind(LastItemEncoder):
+    """Must see the whole history, and says so."""
+
+    step = SequenceEncoder.step
 
 
 class Unshifted(Objective):
@@ -107,13 +121,21 @@ class HasNoAnnotation(Tiny):
         super().__init__(num_items)
 
 
+class NeedsTimes(Tiny):
+    def vectors(self, batch) -> Tensor:
+        if batch.timestamps is None:
+            raise InputError("NeedsTimes needs timestamps.")
+        assert batch.timestamps.shape == batch.item_ids.shape
+        return super().vectors(batch)
+
+
 def tiny(fault):
     return lambda num_items, max_length: Tiny(num_items, max_length, fault)
 
 
 def test_a_right_model_passes_and_says_what_was_checked():
     ran = testing.check_recommender(tiny(""))
-    for_others = {"check_recommender", "check_kernel"}
+    for_others = {"check_recommender", "check_kernel", "check_two_processes", "check_export"}
     assert set(ran) == {name for name in testing.__all__ if name.startswith("check_")} - for_others
 
 
@@ -121,7 +143,11 @@ def test_a_right_model_passes_and_says_what_was_checked():
     ("check", "fault", "sentence"),
     [
         (testing.check_causality, "future", "LastItemEncoder is not causal"),
-        (testing.check_padding_invariance, "padding", "reads padding: item ids beyond `lengths` changed a state"),
+        (
+            testing.check_padding_invariance,
+            "padding",
+            "reads padding: item ids and times beyond `lengths` changed a state",
+        ),
         (testing.check_padding_invariance, "width", "reads padding: two more columns of padding changed a state"),
         (testing.check_batch_permutation, "rows", "Tiny mixes rows"),
         (testing.check_gradients_at_length_one, "length one", "Tiny.loss is (inf|nan|-inf)"),
@@ -130,6 +156,7 @@ def test_a_right_model_passes_and_says_what_was_checked():
         (testing.check_seen_items_excluded, "seen", "recommends seen items"),
         (testing.check_seen_items_excluded, "unsorted", "not sorted by score"),
         (testing.check_seen_items_excluded, "half precision", "torch.float16: expected int64 ids, float32 scores"),
+        (testing.check_steps, "step", "LastItemEncoder.step differs from mix at position 0"),
         (testing.check_top_k_matches_full_scores, "bad scores", "differs from sorting all scores"),
     ],
 )
@@ -137,6 +164,11 @@ def test_a_fault_is_found_and_named(check, fault, sentence):
     check(tiny(""))
     with pytest.raises(AssertionError, match=sentence):
         check(tiny(fault))
+
+
+def test_a_model_that_needs_times_is_checked_with_times():
+    for check in testing.applicable_checks(NeedsTimes(9)):
+        check(lambda num_items, _: NeedsTimes(num_items))
 
 
 def test_a_loss_without_a_shift_does_not_learn_the_rule():
@@ -178,8 +210,9 @@ def test_checks_are_chosen_by_what_the_model_is():
         "check_checkpoint_round_trip",
     }
     blind = Tiny(9)
+    blind.encoder = Blind()
     blind.encoder.causal = False
-    assert testing.check_causality not in testing.applicable_checks(blind)
+    assert not {testing.check_causality, testing.check_steps} & set(testing.applicable_checks(blind))
 
 
 def test_checks_leave_threads_and_random_state_as_they_were():
