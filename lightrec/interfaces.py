@@ -105,6 +105,13 @@ class ItemTable(Configurable, nn.Module, ABC):
         """Returns the factors of the score if it is affine in the state, else None."""
         return None
 
+    def cross_entropy(self, hidden: Tensor, target_ids: Tensor) -> Tensor | None:
+        """Sums the full-softmax cross-entropy of hidden [T, D] against target_ids [T], without holding all scores.
+
+        None if this table knows no faster way than its linear head or its scores: so it is unless overridden.
+        """
+        return None
+
     def top_k(
         self, hidden: Tensor, k: int, exclude_ids: Tensor | None = None, candidate_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

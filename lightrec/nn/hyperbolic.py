@@ -1,8 +1,8 @@
 """Hyperbolic geometry in the hyperboloid model, and an item table that scores by distance.
 
 Sectional curvature is -kappa with kappa >= 0; kappa = 0 is flat space, without a special case. A point is carried by
-its space part x [..., D]; its time part sqrt(1/kappa + |x|^2) is implied, so that every vector is a point. The maps exp0
-and log0 between vectors and points are in `lightrec.ops.hyperbolic_selective_scan`.
+its space part x [..., D]; its time part sqrt(1/kappa + |x|^2) is implied, so that every vector is a point. The maps
+exp0 and log0 between vectors and points are in `lightrec.ops.hyperbolic_selective_scan`.
 
 The usual forms of the distance subtract numbers near 1 (or near 1/kappa) from each other. Here
 
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightrec.interfaces import ItemTable
+from lightrec.ops.distance_cross_entropy import distance_cross_entropy
 from lightrec.ops.hyperbolic_selective_scan import exp0
 
 CAP = 8.0  # sqrt(kappa) r at which cosh has lost half of float32's digits
@@ -282,6 +283,15 @@ class HyperbolicItems(ItemTable):
             else:
                 q = (items @ rows.unsqueeze(-1)).squeeze(-1)
             return self.logits(q).masked_fill(candidate_ids == 0, -torch.inf)
+
+    def cross_entropy(self, hidden: Tensor, target_ids: Tensor) -> Tensor | None:
+        if type(self).logits is not HyperbolicItems.logits:  # another function of the chord
+            return None
+        with torch.autocast(hidden.device.type, enabled=False):
+            kappa = self.curvature()
+            rows = state_rows(self.states(hidden), kappa)
+            items = item_rows(self.points(), kappa).to(rows.dtype)
+            return distance_cross_entropy(rows, items, target_ids - 1, kappa, self.log_temperature, self.power)
 
     @torch.no_grad()
     def saturated(self, hidden: Tensor) -> Tensor:

@@ -77,12 +77,15 @@ def catalog_cross_entropy(
 ) -> Tensor:
     """Sums the full-softmax cross-entropy of hidden [T, D] against target_ids [T] for any item table.
 
-    A linear head takes the fused op; another geometry is scored in blocks of rows that are recomputed in the backward
-    pass, so that memory stays bounded too.
+    A linear head takes the fused op, and a table that has its own way takes that; any other geometry is scored in
+    blocks of rows that are recomputed in the backward pass, so that memory stays bounded too.
     """
     head = items.linear_head(hidden)
     if head is not None:
         return linear_cross_entropy(head.hidden, head.weight, target_ids - 1, head.bias, matmul_dtype)
+    loss = items.cross_entropy(hidden, target_ids)
+    if loss is not None:
+        return loss
 
     def block(h: Tensor, ids: Tensor) -> Tensor:
         return F.cross_entropy(items.score(h).float()[:, 1:], ids - 1, reduction="sum")
