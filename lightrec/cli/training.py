@@ -299,7 +299,16 @@ class LightrecCLI(LightningCLI):
             self.parser.add_instantiator(
                 lambda class_type, *args, **kwargs: build_model(content, path), SequenceRecommender, subclasses=True
             )
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # What a constructor says comes wrapped, once or more, in a complaint about types.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, InputError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config[self.command]

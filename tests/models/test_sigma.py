@@ -6,12 +6,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightrec.cli import main
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
 from lightrec.models.mamba4rec import Mamba4RecEncoder
 from lightrec.models.sigma import SIGMA, SIGMAEncoder, flip_order
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.sampled import SampledSoftmax
+from lightrec.testing import toy_log
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +215,15 @@ def test_a_loss_at_all_positions_is_refused(objective):
     batch = Batch(torch.randint(1, 10, (2, 6)), torch.tensor([6, 3]), torch.arange(2))
     with pytest.raises(ValueError, match="SIGMAEncoder sees the future"):  # an objective that was put in later
         objective(model, batch)
+
+
+def test_the_command_line_refuses_the_leak_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    log = toy_log(num_users=20, min_length=6).write_csv(tmp_path / "purchases.csv")
+    flags = ["--model", "SIGMA", "--model.objective", "NextItem", "--data.path", str(log), "--run_folder", "run"]
+    assert main(["fit", *flags]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightrec:")]
+    assert "set --model.objective.positions last and --data.train_windows prefixes" in line
 
 
 def test_training_asks_once_a_row_about_the_item_behind_it():
