@@ -76,10 +76,11 @@ def hyperbolic_selective_scan(
     kappa = _checked(kappa, x, factor)
     rates = A * decay_factor(kappa, A.shape[1], factor)
     u = log0(x, kappa) if map_input else x
-    out, final = selective_scan(u, delta, rates, B, C, D, z, delta_bias, softplus, initial_state, True, resets, kernel)
-    if map_output:
-        out = exp0(out, kappa)
-    return (out, final) if return_final_state else out
+    optional = D, z, delta_bias, softplus, initial_state, return_final_state, resets, kernel
+    made = selective_scan(u, delta, rates, B, C, *optional)
+    if not map_output:
+        return made
+    return (exp0(made[0], kappa), made[1]) if return_final_state else exp0(made, kappa)
 
 
 def decay_factor(kappa: Tensor, states: int, factor: str) -> Tensor:

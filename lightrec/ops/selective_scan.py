@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightrec.ops import registry, torch_scan
+from lightrec.ops import mamba_ssm_scan, registry, torch_scan
 
 OP = "selective_scan"
 
@@ -48,6 +48,7 @@ class ScanSpec:
     has_initial_state: bool = False
     has_resets: bool = False
     compiling: bool = False
+    returns_final_state: bool = False
 
 
 def selective_scan(
@@ -97,7 +98,7 @@ def selective_scan(
     compiling = torch.compiler.is_compiling()
     if not compiling:
         _check_rates(A)
-    flags = (needs_grad, initial_state is not None, resets is not None, compiling)
+    flags = (needs_grad, initial_state is not None, resets is not None, compiling, return_final_state)
     select = _select_while_compiling if compiling else _select
     name = select(A.shape[0], A.shape[1], x.device.type, x.dtype, *flags, kernel)
     with torch.autocast(x.device.type, enabled=False):
@@ -231,9 +232,9 @@ def _check_rates(A: Tensor) -> None:
             raise ValueError(f"A [D, N] must not be above zero (its largest rate is {largest:g}); pass -exp(A_log).")
 
 
-def _select(channels, states, device, dtype, needs_grad, has_initial_state, has_resets, compiling, kernel) -> str:
-    spec = ScanSpec(channels, states, device, dtype, needs_grad, has_initial_state, has_resets, compiling)
-    return registry.choose(OP, spec, kernel).name
+def _select(*facts) -> str:
+    *spec, kernel = facts
+    return registry.choose(OP, ScanSpec(*spec), kernel).name
 
 
 # The choice is a fact of the trace: neither the registry nor its context variable becomes part of a graph.
@@ -361,4 +362,7 @@ registry.register_kernel(
     registry.Kernel(
         OP, "torch", torch_scan.forward, torch_scan.backward, lambda spec: None, priority=0, checkpoint_every=16
     )
+)
+registry.register_kernel(
+    registry.Kernel(OP, "mamba_ssm", mamba_ssm_scan.forward, None, mamba_ssm_scan.accepts, priority=30)
 )
