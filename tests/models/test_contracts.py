@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightrec import plugins, testing
+from lightrec.models.mamba4rec import Mamba4Rec
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.sampled import NegativeSampler
@@ -35,6 +36,7 @@ def factories():
             found[plugin.name] = partial(small, plugins.load(plugin))
     found["SASRec original2018"] = partial(small, SASRec, variant="original2018")
     found["SASRec two heads, last position"] = partial(small, SASRec, num_heads=2, objective=NextItem("last"))
+    found["Mamba4Rec two layers, released"] = partial(small, Mamba4Rec, num_layers=2, init="released", state_size=4)
     return found
 
 
