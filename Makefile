@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?= -n 2
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test docs lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -16,7 +16,7 @@ help:  ## list the commands
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt torch
-	$(PIP) install -q -c constraints.txt '.[test]'
+	$(PIP) install -q -c constraints.txt '.[test,docs]'
 	@touch $@
 
 setup: $(VENV)/.installed  ## make the environment and install lightrec as it stands here
@@ -30,9 +30,12 @@ demo: setup  ## train SASRec on MovieLens-100K, test it, and recommend films by 
 test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
 
+docs: setup  ## build the site into site/
+	$(BIN)/python -m mkdocs build --strict
+
 lint: setup  ## check the style
 	$(PIP) install -q -c constraints.txt ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:  ## remove the environment and builds
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

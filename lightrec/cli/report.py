@@ -148,24 +148,25 @@ def protocol_line(protocol: dict[str, Any]) -> str:
 
 
 def _write_per_user(cli: LightrecCLI) -> None:
-    """Writes the rank of each user's target, from all processes."""
-    ranks = cli.model.metrics.per_user_ranks().cpu()
+    """Writes the rank and the metrics of each user, from all processes: what `lightrec.metrics.significance` reads."""
+    values = {name: column.cpu() for name, column in cli.model.metrics.per_user_values().items()}
     if cli.trainer.world_size > 1:
         everybody: list[Any] = [None] * cli.trainer.world_size
-        torch.distributed.all_gather_object(everybody, ranks)
-        ranks = torch.cat(everybody)
+        torch.distributed.all_gather_object(everybody, values)
+        values = {name: torch.cat([part[name] for part in everybody]) for name in values}
     if not cli.trainer.is_global_zero:
         return
-    ranks = ranks[ranks[:, 0].argsort(stable=True)]
+    order = values["user_id"].argsort(stable=True)
+    columns = {name: column[order].numpy() for name, column in values.items()}
     max_k = cli.model.metrics.max_k
-    users = cli.datamodule.prepared.users.gather(ranks[:, 0].numpy())
+    columns["user_id"] = cli.datamodule.prepared.users.gather(columns["user_id"])
     # Beyond the list a rank is not known: null, which every measure up to max_k counts as a miss.
-    rank = pl.Series("rank", ranks[:, 1].numpy()).cast(pl.Int64)
-    frame = pl.DataFrame({"user_id": users, "rank": rank})
-    frame = frame.with_columns(rank=pl.when(pl.col("rank") <= max_k).then("rank"))
+    frame = pl.DataFrame(columns).with_columns(
+        rank=pl.when(pl.col("rank") <= max_k).then(pl.col("rank").cast(pl.Int64))
+    )
     target = check_output(cli.config[cli.command].evaluation.per_user, "--evaluation.per_user")
     frame.write_parquet(target)
-    print(f"rank of each of {len(frame):,} users (null beyond {max_k}): {target}")
+    print(f"rank and metrics of each of {len(frame):,} users (rank is null beyond {max_k}): {target}")
 
 
 def short(path: str | Path) -> str:
