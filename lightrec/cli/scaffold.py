@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import keyword
 import re
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ def rendered(names: Names, kind: str) -> dict[str, str]:
         "what": what,
         "api": str(lightrec.PLUGIN_API),
         "requirement": requirement(lightrec.__version__),
+        "log_sha256": hashlib.sha256((TEMPLATE / "dataset" / "log.csv.in").read_bytes()).hexdigest(),
+        "data": f'\n\n[tool.setuptools.package-data]\n{names.package} = ["*.csv"]' if kind == "dataset" else "",
     }
     texts = {}
     for source in sorted((TEMPLATE / "common").iterdir()) + sorted((TEMPLATE / kind).iterdir()):

@@ -19,10 +19,12 @@ _HOME = {
     "check_padding_invariance": "contracts",
     "check_recommender": "contracts",
     "check_seen_items_excluded": "contracts",
+    "check_source": "datasets",
     "check_steps": "contracts",
     "check_top_k_matches_full_scores": "contracts",
     "check_two_processes": "shipping",
     "compare_speed": "shipping",
+    "describe_source": "datasets",
     "toy_data": "toy",
     "toy_log": "toy",
 }

@@ -12,13 +12,10 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from lightrec import plugins, testing
-from lightrec.data.datamodule import SequenceDataModule
-from lightrec.data.sources import Source, locate
 from lightrec.errors import InputError
 from lightrec.interfaces import ItemTable, Objective, SequenceEncoder
 from lightrec.models.sasrec import SASRecEncoder
@@ -119,7 +116,7 @@ def checks_of(plugin: Plugin, given: dict) -> list[Check]:
     if plugin.kind == "kernels":
         return list(_kernel_checks(target))
     if plugin.kind == "datasets":
-        return _dataset_checks(target)
+        return [("description", partial(_described, target)), ("reading", partial(_reading, target))]
     return [("docstring", partial(_docstring, target))]
 
 
@@ -265,31 +262,19 @@ def _conformance(name: str) -> str | None:
     return None if found is None else "agrees with the float64 reference"
 
 
-def _dataset_checks(function: Callable) -> list[Check]:
-    source = function()
-    if not isinstance(source, Source):
-        return [("description", partial(_fail, f"the function returned a {type(source).__name__}, not a Source"))]
+def _reading(function: Callable) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            counts = testing.check_source(function, folder)
+        except InputError as error:
+            if "could not be had" in str(error):
+                raise _Skip(str(error)) from error
+            raise AssertionError(str(error)) from error
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
 
-    def description() -> None:
-        for name in ("name", "title", "licence"):
-            _require(bool(getattr(source, name)), f"{name} is empty: say what it is.")
-        _require(bool(source.layouts), "layouts is empty: there is no file to read.")
 
-    def checksums() -> None:
-        files = [layout.log for layout in source.layouts] + list(source.companions)
-        bare = [file.path for file in files if not file.hashes and not file.inner]
-        _require(not bare, f"{', '.join(bare)}: no hash, so a damaged or another file would be read in silence.")
-
-    def reading() -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                locate(source, Path(folder))
-            except InputError as error:
-                raise _Skip(f"its file is not at hand: {error}") from error
-            data = SequenceDataModule(source=source.name, cache_dir=folder)
-            return f"{data.num_users:,} users, {data.num_items:,} items"
-
-    return [("description", description), ("checksums", checksums), ("reading", reading)]
+def _described(function: Callable) -> str:
+    return testing.describe_source(function).title
 
 
 def _speed(factory: Factory) -> str:
