@@ -2,9 +2,9 @@
 
     logit = -d^p / temperature,   d = arcosh(1 + kappa q) / sqrt(kappa),   q = rows . items
 
-where q is half the squared chord of two points, as a product of D + 2 columns (see `lightrec.nn.hyperbolic`). The plan is
-that of `linear_cross_entropy`: a block of rows is multiplied, turned into losses and into its gradient, and forgotten.
-What is new is elementwise, and done tile by tile in place, while a tile is in cache.
+where q is half the squared chord of two points, as a product of D + 2 columns (see `lightrec.nn.hyperbolic`). The plan
+is that of `linear_cross_entropy`: a block of rows is multiplied, turned into losses and into its gradient, and
+forgotten. What is new is elementwise, and done tile by tile in place, while a tile is in cache.
 
 Three gradients need no pass of their own, since q is bilinear and d^p is kappa^(-p/2) times a function of kappa q:
 
@@ -62,7 +62,7 @@ def distance_cross_entropy(
 
 
 def _logits_and_slopes(rows, items, kappa, scale, power, logits, slopes) -> None:
-    """Fills logits = -d^p / temperature and slopes = -d logit / dq / scale', [R, V]; scale' as of `_factors`."""
+    """Fills logits [R, V] = -d^p / temperature, and slopes [R, V], their derivatives in q but for a common factor."""
     for start in range(0, len(items), _TILE):
         columns = slice(start, start + _TILE)
         t, s = logits[:, columns], slopes[:, columns]
@@ -80,7 +80,7 @@ def _logits_and_slopes(rows, items, kappa, scale, power, logits, slopes) -> None
 
 
 def _factors(kappa: Tensor, temperature: Tensor, power: int) -> tuple[Tensor, Tensor]:
-    """What arcosh^p and the slopes above are multiplied by to be logits and derivatives of logits in q."""
+    """What arcosh^p must be multiplied by to be logits, and the slopes above to be their derivatives."""
     if power == 2:
         return -1 / (kappa * temperature), -2 / temperature
     return -1 / (kappa.sqrt() * temperature), -kappa.sqrt() / temperature
