@@ -1,0 +1,176 @@
+"""ReaRec: a sequence encoder that thinks for a few steps before it recommends.
+
+Jiakai Tang, Sunhao Dai, Teng Shi, Jun Xu, Xu Chen, Wen Chen, Jian Wu and Yuning Jiang, "Think Before Recommend:
+Unleashing the Latent Reasoning Power for Sequential Recommendation", 2025, https://arxiv.org/abs/2503.22675; code:
+TangJiakai/ReaRec.
+
+Differences from the released code, and why:
+
+* Any encoder: attention (keys and values kept), recurrent and state-space (a step), bidirectional attention (the
+  paper's prefix mask, of which the release has nothing).
+* `positions: all` reasons after every item of a window in one pass; the release has a row for each prefix, which is
+  `positions: last` with `train_windows: prefixes`.
+* LayerNorm and dropout of reasoning tokens are their own, since an encoder's `prepare` also adds item positions.
+* Padding is no class of the softmax, and its vector is zero.
+* Its defects are not here: ERL and PRL work in every epoch and with K = 0, and a cached step computes one row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from lightrec import Batch, EncoderRecommender, InputError, ItemTable, Objective, RankingMetrics, SequenceEncoder
+from lightrec.metrics.functional import distinct_targets, ndcg, num_targets, target_ranks
+from lightrec.models.sasrec import SASRecEncoder
+from lightrec.nn.item_embedding import ItemEmbedding
+from lightrec.recommender import Decay
+from torch import Tensor
+
+from lightrec_rearec.objectives import ERL, PRL
+from lightrec_rearec.reasoning import Aggregate, reason_with
+
+ORACLE = "oracle-step(diagnostic,not-a-result)"
+
+
+@dataclass
+class StepMetrics:
+    """Ranking metrics of each step, and of the oracle."""
+
+    steps: list[RankingMetrics] = field(default_factory=list)
+    oracle: RankingMetrics | None = None
+
+
+class ReaRec(EncoderRecommender):
+    """Latent reasoning around an encoder: its last state goes in again, num_steps times.
+
+    Args:
+        num_items: size of the catalog.
+        max_length: longest history of the default encoder; read only if `encoder` is not given. So hidden_size.
+        hidden_size: D of the default encoder.
+        encoder: what is reasoned with; None is a SASRecEncoder.
+        num_steps: K; 0 is the encoder without reasoning.
+        objective: what is trained; None is PRL.
+        aggregate: the state that ranks: the `last` of the K + 1, or their `mean`; None is what the objective wants:
+            the mean for ERL, otherwise the last.
+        dropout: of the reasoning tokens.
+        repeat: encode the whole sequence again for each step: for causal encoders that have no other way.
+        items: an item table for num_items; None is a tied embedding.
+        item_scale: the tied embedding is multiplied by this where it enters; None is sqrt(hidden_size), as in SASRec.
+        item_std: standard deviation of its initialisation; None is Xavier normal.
+        step_metrics: `test` reports each step, and the oracle step as a diagnostic, too.
+        learning_rate: peak learning rate of Adam.
+        weight_decay: decoupled weight decay on matrices.
+        warmup_steps: steps of linear warm-up.
+        decay: how the learning rate falls until the last step.
+
+    Raises:
+        InputError: a negative number of steps, or an encoder that cannot be reasoned with.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        max_length: int = 50,
+        hidden_size: int = 64,
+        encoder: SequenceEncoder | None = None,
+        num_steps: int = 2,
+        objective: Objective | None = None,
+        aggregate: Aggregate | None = None,
+        dropout: float = 0.2,
+        repeat: bool = False,
+        items: ItemTable | None = None,
+        item_scale: float | None = None,
+        item_std: float | None = None,
+        step_metrics: bool = True,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        decay: Decay = "constant",
+    ):
+        if items is not None and items.num_items != num_items:
+            raise InputError(f"items has {items.num_items} items, the data have {num_items}: they must be the same.")
+        objective = objective or PRL()
+        if aggregate is None:
+            aggregate = "mean" if any(isinstance(part, ERL) for part in objective.modules()) else "last"
+        width = hidden_size if encoder is None else encoder.hidden_size
+        if items is None:
+            items = ItemEmbedding(
+                num_items, width, scale=width**0.5 if item_scale is None else item_scale, std=item_std
+            )
+        encoder = encoder or SASRecEncoder(max_length, hidden_size)
+        super().__init__(
+            items=items,
+            encoder=reason_with(encoder, num_steps, aggregate, dropout, repeat),
+            objective=objective,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            decay=decay,
+        )
+        self.step_metrics = step_metrics
+        self._by_step = StepMetrics()
+
+    def reason(self, batch: Batch) -> Tensor:
+        """Returns [B, K + 1, D], the states after the last item: r_0 to r_K."""
+        return self.encoder.reason(self.vectors(batch), batch.lengths)[:, 0]
+
+    @torch.no_grad()
+    def recommend_by_step(self, batch: Batch, k: int) -> list[tuple[Tensor, Tensor]]:
+        """Returns the lists of each step 0 to K, as `recommend` would give them: item_ids and scores [B, k]."""
+        return [
+            self.items.top_k(state.contiguous(), k, batch.seen_ids, batch.candidate_ids)
+            for state in self.reason(batch).unbind(1)
+        ]
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        if not (self.step_metrics and self.encoder.num_steps):
+            return
+        self._by_step = StepMetrics([self._fresh() for _ in range(self.encoder.num_steps + 1)], self._fresh())
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        if not self._by_step.steps or not len(batch):
+            return
+        lists = self.recommend_by_step(batch, self.metrics.max_k + 1)
+        for metrics, found in zip(self._by_step.steps, lists, strict=True):
+            metrics.update(*found, batch.target_ids, batch.user_ids, batch.history_lengths)
+        oracle = best_of(lists, batch.target_ids, self.metrics.max_k)
+        self._by_step.oracle.update(*oracle, batch.target_ids, batch.user_ids, batch.history_lengths)
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        named = [(f"step-{k}", metrics) for k, metrics in enumerate(self._by_step.steps)]
+        if self._by_step.oracle is not None:
+            named.append((ORACLE, self._by_step.oracle))
+        for name, metrics in named:
+            for metric, value in metrics.compute().items():
+                # from sums over all processes, as lightrec's own
+                self.log(f"test/{name}/{metric}", value, rank_zero_only=False, sync_dist=False)
+        self._by_step = StepMetrics()
+
+    def _fresh(self) -> RankingMetrics:
+        """Metrics like the model's own: cut-offs, cohorts of history length and item popularity, candidates."""
+        metrics = RankingMetrics(self.metrics.ks, cohorts=self.metrics.cohorts, beyond=False).to(self.device)
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            metrics.connect(item_counts=data.item_counts, candidates=data.candidates)
+        return metrics
+
+
+def best_of(lists: list[tuple[Tensor, Tensor]], target_ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Takes for each row the list of the step with the best NDCG@k.
+
+    This looks at the answer. It bounds what choosing a step could ever give, and is no result of any model.
+
+    Args:
+        lists: item_ids and scores [B, K] of each step.
+        target_ids: [B, T]; 0 pads.
+        k: cut-off.
+    """
+    targets = distinct_targets(target_ids)
+    gains = torch.stack([ndcg(target_ranks(*found, targets), num_targets(targets), k) for found in lists])
+    best = gains.argmax(0)
+    rows = torch.arange(len(best), device=best.device)
+    return tuple(torch.stack(parts)[best, rows] for parts in zip(*lists, strict=True))

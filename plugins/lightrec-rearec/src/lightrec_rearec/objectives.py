@@ -1,0 +1,262 @@
+"""ERL and PRL: what is asked of the K + 1 states of a reasoning.
+
+ERL (ensemble): the mean of the states is trained, and the distributions of the steps are pushed apart.
+PRL (progressive): every step is trained, the early ones at a high temperature, and each step must be found again
+from a noisy token (contrast within the batch).
+
+Where the paper and the authors' code differ, `form` says which is meant; the code is the default, since the published
+numbers are its. Their scores are divided by .07, because their states are wide; here the item table sets the scale of
+scores, and `temperature` is 1 unless it is given.
+
+Shapes: B batch, L length, T rows with a target, K num_steps, D hidden_size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from lightrec import Batch, EncoderRecommender, InputError, ItemTable, Objective
+from lightrec.nn.sequence import last_state, real_positions
+from lightrec.objectives.next_item import (
+    HeadDtype,
+    Positions,
+    catalog_cross_entropy,
+    mean_over_targets,
+    next_item_pairs,
+)
+from lightrec.ops.linear_cross_entropy import linear_cross_entropy
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lightrec_rearec.reasoning import ReasoningEncoder
+
+Form = Literal["code", "paper"]
+_BLOCK_SCORES = 2**23  # scores that are held at a time
+
+
+class ERL(Objective):
+    """Ensemble reasoning learning: cross-entropy of the state that ranks, minus the divergence between steps.
+
+    Args:
+        weight: lambda, of the divergence; the paper searches .001 to .1.
+        temperature: tau, divides scores.
+        form: `code`: the mean over all pairs of KL(p_j || p_i), where p_i is held fixed; `paper`: the sum over i < j of
+            KL(p_i || p_j).
+        positions: `all` reasons after every item of a window, `last` after its last one, as the authors do (with
+            `train_windows: prefixes`).
+        head_dtype: dtype of the matrix products with the catalog in the cross-entropy; None is float32.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.05,
+        temperature: float = 1.0,
+        form: Form = "code",
+        positions: Positions = "last",
+        head_dtype: HeadDtype | None = None,
+    ):
+        super().__init__()
+        _check(temperature, form, positions)
+        self.weight, self.temperature, self.form = weight, temperature, form
+        self.positions, self.head_dtype = positions, head_dtype
+
+    def forward(self, recommender: EncoderRecommender, batch: Batch) -> Tensor:
+        thought = Thought(recommender, batch, self.positions)
+        states, items = thought.states, recommender.items
+        hidden = thought.encoder.combine(states)
+        loss = cross_entropy(items, hidden, thought.targets, self.temperature, self.head_dtype)
+        if self.weight and states.shape[1] > 1:
+            loss = loss - self.weight * divergence(items, states, self.temperature, self.form)
+        return mean_over_targets(loss, len(thought.targets))
+
+
+class PRL(Objective):
+    """Progressive reasoning learning: cross-entropy at every step, from smooth to sharp, and a contrast with noise.
+
+    Step k has the temperature tau alpha^(K - k).
+
+    Args:
+        temperature: tau, of the last step and of the contrast; the paper searches .05 to 5.
+        alpha: the step before has a temperature so many times as high; the paper searches 1 to 10.
+        step_weight: of the steps before the last, as a whole.
+        contrast_weight: of the contrast.
+        noise_std: gamma, standard deviation of the noise on tokens (in the paper's formula it is the variance).
+        warmup_epochs: epochs before the contrast begins.
+        form: `code`: the mean over the steps before the last, and the mean over the contrasts; `paper`: sums.
+        positions: `all` reasons after every item of a window, `last` after its last one, as the authors do (with
+            `train_windows: prefixes`). The contrast is between the last states of rows in either case.
+        head_dtype: dtype of the matrix products with the catalog; None is float32.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        alpha: float = 5.0,
+        step_weight: float = 1.0,
+        contrast_weight: float = 1.0,
+        noise_std: float = 0.01,
+        warmup_epochs: int = 2,
+        form: Form = "code",
+        positions: Positions = "last",
+        head_dtype: HeadDtype | None = None,
+    ):
+        super().__init__()
+        _check(temperature, form, positions)
+        if alpha <= 0 or noise_std < 0 or warmup_epochs < 0:
+            raise InputError(
+                f"alpha ({alpha}) must be above 0; noise_std ({noise_std}) and warmup_epochs ({warmup_epochs}) not below."
+            )
+        self.temperature, self.alpha = temperature, alpha
+        self.step_weight, self.contrast_weight = step_weight, contrast_weight
+        self.noise_std, self.warmup_epochs, self.form = noise_std, warmup_epochs, form
+        self.positions, self.head_dtype = positions, head_dtype
+
+    def temperatures(self, num_steps: int) -> list[float]:
+        """Returns tau_0 to tau_K."""
+        return [self.temperature * self.alpha ** (num_steps - k) for k in range(num_steps + 1)]
+
+    def forward(self, recommender: EncoderRecommender, batch: Batch) -> Tensor:
+        thought = Thought(recommender, batch, self.positions)
+        num_steps, count = thought.states.shape[1] - 1, len(thought.targets)
+        losses = [
+            cross_entropy(recommender.items, state, thought.targets, tau, self.head_dtype)
+            for state, tau in zip(thought.states.unbind(1), self.temperatures(num_steps), strict=True)
+        ]
+        share = self.step_weight / num_steps if self.form == "code" and num_steps else self.step_weight
+        loss = mean_over_targets(losses[-1] + share * sum(losses[:-1]), count)
+        if not (num_steps and self.contrast_weight) or recommender.current_epoch < self.warmup_epochs:
+            return loss
+        clean, noisy = thought.contrast(self.noise_std)
+        found = contrast(noisy, clean, self.temperature)
+        return loss + self.contrast_weight * (found.mean() if self.form == "code" else found.sum())
+
+
+class Thought:
+    """The reasoning of a training batch, for the rows that have a target.
+
+    Args:
+        recommender: with a ReasoningEncoder.
+        batch: windows.
+        positions: `all` or `last`.
+
+    Attributes:
+        states: [T, K + 1, D].
+        targets: [T].
+
+    Raises:
+        InputError: the encoder does not reason.
+    """
+
+    def __init__(self, recommender: EncoderRecommender, batch: Batch, positions: Positions):
+        encoder = recommender.encoder
+        if not isinstance(encoder, ReasoningEncoder):
+            raise InputError(
+                f"ERL and PRL train reasoning steps, and {type(encoder).__name__} takes none: use --model ReaRec with "
+                f"--model.encoder {type(encoder).__name__}."
+            )
+        self.encoder = encoder
+        inputs, targets = next_item_pairs(batch)
+        self.lengths, self.width = inputs.lengths, targets.shape[1]
+        first, self.memory = encoder.start(recommender.vectors(inputs), inputs.lengths, positions)
+        states = encoder.think(first, self.memory)
+        self.positions = positions
+        if positions == "last":
+            self.states, self.targets, self.at_end = states[:, 0], last_state(targets, inputs.lengths), states
+            return
+        rows = real_positions(inputs.lengths, self.width)
+        self.states, self.targets = states.flatten(0, 1)[rows], targets.flatten()[rows]
+        self.at_end = last_state(states, inputs.lengths)[:, None]
+
+    def contrast(self, noise_std: float) -> tuple[Tensor, Tensor]:
+        """Returns the states [B, K, D] of steps 1 to K after each row's last item, and the same from noisy tokens."""
+        memory = self.memory
+        if self.positions == "all":
+            memory = self.encoder.narrow(memory, self.lengths, self.width)
+        noisy = self.encoder.think(self.at_end[:, :, 0], memory, self.at_end, noise_std)
+        return self.at_end[:, 0, 1:], noisy[:, 0, 1:]
+
+
+def cross_entropy(
+    items: ItemTable, hidden: Tensor, target_ids: Tensor, temperature: float = 1.0, head_dtype: HeadDtype | None = None
+) -> Tensor:
+    """Sums the cross-entropy of softmax(score(hidden [T, D]) / temperature) against target_ids [T]."""
+    dtype = None if head_dtype is None else getattr(torch, head_dtype)
+    if temperature == 1.0:
+        return catalog_cross_entropy(items, hidden, target_ids, dtype)
+    head = items.linear_head(hidden)
+    if head is not None:
+        bias = None if head.bias is None else head.bias / temperature
+        return linear_cross_entropy(head.hidden / temperature, head.weight, target_ids - 1, bias, dtype)
+
+    def block(h: Tensor, ids: Tensor) -> Tensor:
+        return F.cross_entropy(items.score(h).float()[:, 1:] / temperature, ids - 1, reduction="sum")
+
+    return _in_blocks(block, _BLOCK_SCORES // (items.num_items + 1), hidden, target_ids)
+
+
+def divergence(items: ItemTable, states: Tensor, temperature: float = 1.0, form: Form = "code") -> Tensor:
+    """Sums over rows the divergence between the distributions of steps; see ERL.
+
+    Scores of a block of rows are made, used and made again in the backward pass, so that memory stays bounded.
+
+    Args:
+        items: the catalog.
+        states: [T, K + 1, D].
+        temperature: divides scores.
+        form: which pairs, and which of the two is held fixed.
+    """
+    num_states = states.shape[1]
+    if num_states < 2:
+        return states.new_zeros(())
+
+    def block(h: Tensor) -> Tensor:
+        scores = items.score(h)[..., 1:]  # padding is no candidate
+        log_p = (scores.double() if h.dtype == torch.float64 else scores.float()).div(temperature).log_softmax(-1)
+        p, total = log_p.exp(), 0.0
+        if form == "paper":
+            for i in range(num_states - 1):
+                for j in range(i + 1, num_states):
+                    total = total + (p[:, i] * (log_p[:, i] - log_p[:, j])).sum()
+            return total
+        fixed = log_p.detach()
+        others = fixed.sum(1, keepdim=True) - fixed
+        # sum over i != j of KL(p_j || p_i) = p_j ((K log p_j) - sum of the other log p_i)
+        return (p * ((num_states - 1) * log_p - others)).sum() / (num_states * (num_states - 1))
+
+    return _in_blocks(block, _BLOCK_SCORES // (num_states * (items.num_items + 1)), states)
+
+
+def contrast(noisy: Tensor, clean: Tensor, temperature: float = 1.0) -> Tensor:
+    """Finds each clean state among those of the batch from its noisy one.
+
+    Args:
+        noisy: [B, K, D], what asks.
+        clean: [B, K, D], what is asked: the same step of the other rows is the negative.
+        temperature: divides the dot products.
+
+    Returns:
+        [K], the mean cross-entropy over the batch at each step.
+    """
+    scores = torch.einsum("akd,bkd->kab", noisy, clean) / temperature
+    return -scores.log_softmax(-1).diagonal(dim1=1, dim2=2).mean(1)
+
+
+def _in_blocks(block, size: int, *tensors: Tensor) -> Tensor:
+    parts = zip(*(t.split(max(16, size)) for t in tensors), strict=True)
+    return torch.stack([checkpoint(block, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def _check(temperature: float, form: str, positions: str) -> None:
+    if temperature <= 0:
+        raise InputError(f"temperature ({temperature}) must be above 0.")
+    for name, value, known in (("form", form, Form), ("positions", positions, Positions)):
+        if value not in known.__args__:
+            raise InputError(f"{name} {value!r} is unknown; choose {' or '.join(known.__args__)}.")
