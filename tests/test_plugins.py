@@ -290,6 +290,15 @@ def test_a_command_of_a_plug_in_runs_and_is_listed(install, capsys):
     assert "Measure something. (lightrec-bench)" in capsys.readouterr().out
 
 
+def test_a_command_with_the_name_of_our_own_is_reached_by_its_full_name(install, capsys):
+    source = 'def mine(argv):\n    """Do otherwise."""\n    print("mine", *argv)\n'
+    install("lightrec-bold", "[lightrec.commands]\nplugins = lightrec_bold:mine\n", source)
+    assert main(["plugins", "list", "--kind", "commands"]) == 0
+    assert "shadowed: by lightrec's own command; use lightrec-bold:plugins" in capsys.readouterr().out
+    assert main(["lightrec-bold:plugins", "a"]) == 0
+    assert capsys.readouterr().out == "mine a\n"
+
+
 def test_plugins_module_needs_the_standard_library_only():
     code = "import sys; from lightrec.plugins import installed; installed(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

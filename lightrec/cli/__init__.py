@@ -20,7 +20,7 @@ _COMMANDS = {
     "recommend": ("recommend", "show recommendations for a few items, by title", "F --items a,b,c -k 10"),
     "data": ("data", "list, prepare and describe data", "list | prepare | stats"),
     "kernels": ("kernels", "explain what computes each operation here", "[--json] [--kernel NAME]"),
-    "plugins": ("installed", "list what is installed", "list [--json] [--check]"),
+    "plugins": ("installed", "list, check and begin plug-ins", "list | check NAME | new NAME"),
 }
 
 
@@ -72,7 +72,7 @@ def _run(argv: list[str], own_process: bool) -> int:
 
             tune(rest)
         return import_module(f"lightrec.cli.{_COMMANDS[command][0]}").run(command, rest) or 0
-    extra = {p.name: p for p in reversed(plugins.installed("commands"))}
+    extra = {name: p for p in plugins.installed("commands") for name in (p.name, p.full_name)}
     if command in extra:
         return plugins.load(plugins.resolve("commands", command))(rest) or 0
     known = [*_COMMANDS, *extra]

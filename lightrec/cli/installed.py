@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib import import_module
 
-from lightrec import plugins
+from lightrec import cli, plugins
 from lightrec.cli.options import Options
 from lightrec.errors import InputError
 from lightrec.plugins import Plugin, Status
@@ -49,7 +49,9 @@ def _list(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     found = [plugin for plugin in plugins.everything() if options.kind in (None, plugin.kind)]
-    states = _tried(found, options.timeout) if options.check else [plugins.status(plugin, found) for plugin in found]
+    states = [_status(plugin, found) for plugin in found]
+    if options.check:
+        states = _tried(found, states, options.timeout)
     rows = [
         {
             "name": plugin.name,
@@ -77,9 +79,16 @@ def _list(argv: list[str]) -> int:
     return 0
 
 
-def _tried(found: list[Plugin], timeout: float) -> list[Status]:
-    """Says what metadata tell, and what the import did of those that they let pass."""
-    states = [plugins.status(plugin, found) for plugin in found]
+def _status(plugin: Plugin, found: list[Plugin]) -> Status:
+    state = plugins.status(plugin, found)
+    if state.word == "ok" and plugin.kind == "commands" and plugin.name in cli._COMMANDS:
+        return Status("shadowed", f"by lightrec's own command; use {plugin.full_name}")
+    return state
+
+
+def _tried(found: list[Plugin], states: list[Status], timeout: float) -> list[Status]:
+    """Adds what the import did to what metadata say, for those that these let pass."""
+    states = list(states)
     usable = [i for i, state in enumerate(states) if state.word in ("ok", "shadowed")]
     for i, outcome in zip(usable, plugins.try_all([found[i] for i in usable], timeout), strict=True):
         if outcome.cause:

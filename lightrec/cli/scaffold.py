@@ -125,6 +125,10 @@ def rendered(names: Names, kind: str) -> dict[str, str]:
     Raises:
         InputError: the name is one that the template itself uses.
     """
+    if not (TEMPLATE / kind).is_dir():
+        raise InputError(
+            f"{TEMPLATE} has no {kind}: the installation is damaged; pip install --force-reinstall lightrec."
+        )
     group, what = KINDS[kind]
     target = names.name if kind in _CLASSES else names.slug.replace("-", "_")
     values = {
