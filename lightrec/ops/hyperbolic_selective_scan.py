@@ -15,16 +15,36 @@ arXiv 2505.09205, algorithm 1, where the factor is K = diag(sqrt(1/kappa), 1, ..
     "paper"       s_0 = kappa^(-1/2). Euclidean at kappa = 1; as kappa goes to 0 the first state forgets at once.
     "flat-limit"  s_0 = sqrt(1 + kappa). Euclidean at kappa = 0; not from the paper.
     "none"        s_0 = 1: what the authors' code does.
+
+The scan itself runs by the kernels of `selective_scan`. The maps are an op of their own, `radial_map`; its kernels are
+
+    forward(v [..., D], kappa, "exp0" | "log0") -> out [..., D] as v, kept: what backward wants
+    backward(grad_out, v, kappa, kept, "exp0" | "log0") -> gradients of v and kappa
+
+with kappa a tensor without dimensions, float32 (float64 for float64 v). Compiled graphs contain the `torch` one.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from lightrec.ops import registry
 from lightrec.ops.selective_scan import selective_scan
 
+MAP = "radial_map"
 FACTORS = ("paper", "flat-limit", "none")
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """What decides whether a kernel of `radial_map` can run."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    compiling: bool = False
 
 
 def hyperbolic_selective_scan(
@@ -112,7 +132,7 @@ def exp0(v: Tensor, kappa: Tensor | float) -> Tensor:
         ValueError: kappa is no finite scalar >= 0.
         TypeError: vectors that are not floating.
     """
-    return _RadialMap.apply(v, _checked(kappa, v), _phi)
+    return _map(v, _checked(kappa, v), "exp0")
 
 
 def log0(x: Tensor, kappa: Tensor | float) -> Tensor:
@@ -129,7 +149,7 @@ def log0(x: Tensor, kappa: Tensor | float) -> Tensor:
         ValueError: kappa is no finite scalar >= 0.
         TypeError: vectors that are not floating.
     """
-    return _RadialMap.apply(x, _checked(kappa, x), _psi)
+    return _map(x, _checked(kappa, x), "log0")
 
 
 def _checked(kappa: Tensor | float, like: Tensor, factor: str = "none") -> Tensor:
@@ -184,23 +204,48 @@ def _psi(s: Tensor) -> tuple[Tensor, Tensor]:
     return value, slope
 
 
+_FUNCTIONS = {"exp0": _phi, "log0": _psi}
+
+
+def _forward(v, kappa, function):
+    # Few passes over [..., D], since a scan takes no more than ten times one; what is per row is as good as free.
+    square = torch.linalg.vector_norm(v, dim=-1, keepdim=True, dtype=kappa.dtype).square()
+    value, slope = _FUNCTIONS[function](kappa * square)
+    return (v * value).to(v.dtype), torch.cat([square, value, slope], -1)
+
+
+def _backward(grad, v, kappa, kept, function):
+    square, value, slope = kept.unbind(-1)
+    wide, g = v.to(kappa.dtype), grad.to(kappa.dtype)
+    along = torch.einsum("...d,...d->...", g, wide) * slope  # without the product in memory
+    dv = (g * value.unsqueeze(-1)).addcmul_(wide, (2 * kappa * along).unsqueeze(-1))
+    return dv, (along * square).sum()
+
+
+def _map(v: Tensor, kappa: Tensor, function: str) -> Tensor:
+    compiling = torch.compiler.is_compiling()
+    name = "torch" if compiling else registry.choose(MAP, MapSpec(v.device.type, v.dtype)).name
+    return _RadialMap.apply(v, kappa, function, name)
+
+
 class _RadialMap(torch.autograd.Function):
-    """v f(kappa |v|^2), with f's derivative written out. Few passes over [..., D], since a scan takes no more than ten
-    times one; what is per row is as good as free."""
+    """v f(kappa |v|^2), with f's derivative written out."""
 
     @staticmethod
-    def forward(ctx, v, kappa, function):
-        square = torch.linalg.vector_norm(v, dim=-1, keepdim=True, dtype=kappa.dtype).square()
-        value, slope = function(kappa * square)
-        ctx.save_for_backward(v, kappa, square, value, slope)
-        return (v * value).to(v.dtype)
+    def forward(ctx, v, kappa, function, kernel):
+        out, kept = registry.registered(MAP, kernel).forward(v, kappa, function)
+        ctx.save_for_backward(v, kappa, kept)
+        ctx.facts = function, kernel
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        v, kappa, square, value, slope = ctx.saved_tensors
-        wide, g = v.to(kappa.dtype), grad.to(kappa.dtype)
-        along = torch.einsum("...d,...d->...", g, wide).unsqueeze(-1)  # without the product in memory
-        along_slope = along * slope
-        dv = (g * value).addcmul_(wide, 2 * kappa * along_slope)
-        return dv.to(v.dtype), (along_slope * square).sum(), None
+        v, kappa, kept = ctx.saved_tensors
+        function, kernel = ctx.facts
+        dv, dkappa = registry.registered(MAP, kernel).backward(grad, v, kappa, kept, function)
+        return dv.to(v.dtype), dkappa.to(kappa.dtype), None, None
+
+
+registry.register_op(MAP, lambda device: MapSpec(device=device))
+registry.register_kernel(registry.Kernel(MAP, "torch", _forward, _backward, lambda spec: None, priority=0))

@@ -33,7 +33,9 @@ from lightrec.errors import InputError
 API_VERSION = 1
 VARIABLE = "LIGHTREC_KERNEL"
 
-_OWN_OPS = ("lightrec.ops.selective_scan", "lightrec.ops.linear_cross_entropy")
+_OWN_OPS = tuple(
+    f"lightrec.ops.{name}" for name in ("selective_scan", "hyperbolic_selective_scan", "linear_cross_entropy")
+)
 _FROM_ENVIRONMENT = os.environ.get(VARIABLE, "").strip() or None
 _chosen: ContextVar[str | None] = ContextVar("lightrec_kernel", default=None)
 _kernels: dict[tuple[str, str], Kernel] = {}

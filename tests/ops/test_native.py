@@ -12,9 +12,16 @@ import pytest
 import torch
 
 from lightrec.ops import registry
-from lightrec.ops.registry import choose, explain
+from lightrec.ops.hyperbolic_selective_scan import exp0, log0
+from lightrec.ops.registry import choose, explain, use_kernel
 from lightrec.ops.selective_scan import ScanSpec, selective_scan
-from lightrec.testing.kernels import check_kernel, scan_inputs
+from lightrec.testing.kernels import (
+    GRADIENT_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    check_kernel,
+    relative_error,
+    scan_inputs,
+)
 
 SOURCE = Path(__file__).parents[2] / "plugins" / "lightrec-native" / "src"
 
@@ -41,7 +48,8 @@ def native(built, monkeypatch):
     monkeypatch.setattr(package, "LIBRARY", library)
     monkeypatch.setattr(registry, "_kernels", dict(registry._kernels))
     monkeypatch.setattr(registry, "_loaded", True)
-    registry._kernels.pop(("selective_scan", "native"), None)
+    for op in ("selective_scan", "radial_map"):
+        registry._kernels.pop((op, "native"), None)
     for kernel in package.kernels():
         registry.register_kernel(kernel)
     return package
@@ -53,6 +61,56 @@ def test_every_vector_width_passes_the_conformance_suite(native, monkeypatch, la
         pytest.skip(f"this machine runs {native.lanes()} lanes at most")
     monkeypatch.setattr(native, "lanes", lambda: lanes)
     check_kernel("native")
+
+
+@pytest.mark.parametrize("function", [exp0, log0])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("radius", [0.0, 1e-4, 0.0999, 0.1001, 0.999, 1.001, 6.0, 30.0])
+def test_the_hyperbolic_maps_agree_with_float64(native, monkeypatch, function, lanes, radius):
+    if lanes > native.lanes():
+        pytest.skip(f"this machine runs {native.lanes()} lanes at most")
+    monkeypatch.setattr(native, "lanes", lambda: lanes)
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 5, 63, 100):
+        v = torch.randn(2, 3, size, generator=generator, dtype=torch.float64)
+        v = v / v.norm(dim=-1, keepdim=True) * radius
+        up = torch.randn(2, 3, size, generator=generator)
+        results = []
+        for dtype, kernel in ((torch.float64, None), (torch.float32, "native")):
+            with use_kernel(kernel):
+                leaf = v.float().to(dtype).requires_grad_()
+                kappa = torch.tensor(1.0, dtype=dtype, requires_grad=True)
+                out = function(leaf, kappa)
+                results.append([out, *torch.autograd.grad(out, (leaf, kappa), up.to(dtype))])
+        exact, ours = results
+        # an exponential turns the rounding of a radius into as many roundings as the radius is large
+        assert relative_error(ours[0], exact[0]) <= OUTPUT_TOLERANCE * max(1.0, radius / 10)
+        # kappa's gradient is a sum whose terms may cancel: compared with their size
+        size_of_terms = (up.double() * exact[0]).abs().sum().clamp_min(1e-30) * max(1.0, radius)
+        assert relative_error(ours[1], exact[1]) <= GRADIENT_TOLERANCE
+        assert (ours[2].double() - exact[2]).abs() / size_of_terms <= GRADIENT_TOLERANCE
+
+
+def test_the_hyperbolic_maps_take_any_layout_dtype_and_number_of_threads(native):
+    v = torch.randn(40, 33, 16, generator=torch.Generator().manual_seed(0)).transpose(0, 1)
+    kappa = torch.tensor(0.7, requires_grad=True)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        wide = v.repeat(1, 20, 1).requires_grad_()
+        out = exp0(wide, kappa)
+        results.append([out, *torch.autograd.grad(out.sum(), (wide, kappa))])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    with use_kernel("torch"):
+        assert relative_error(exp0(v, kappa), exp0(v.contiguous(), kappa)) == 0
+        theirs = exp0(v, kappa)
+    assert relative_error(exp0(v, kappa), theirs) <= OUTPUT_TOLERANCE
+    low = v.bfloat16()
+    assert exp0(low, kappa).dtype == torch.bfloat16 and relative_error(exp0(low, kappa), theirs) < 2e-2
+    for shape in ((0, 4), (3, 0)):
+        empty = torch.zeros(shape, requires_grad=True)
+        assert log0(empty, kappa).sum().backward() is None and empty.grad.shape == shape
 
 
 def test_it_is_chosen_before_torch_and_leaves_float64_to_others(native):
@@ -181,8 +239,8 @@ def test_a_library_of_another_machine_is_refused(native, built, monkeypatch, tmp
     "source, words",
     [
         ("int unrelated() { return 0; }", "undefined symbol: lightrec_abi"),
-        ("int lightrec_abi() { return 1; }", "undefined symbol: lightrec_scan"),
-        ("int lightrec_abi() { return 99; }", "has interface 99, this code wants 1"),
+        ("int lightrec_abi() { return 2; }", "undefined symbol: lightrec_scan"),
+        ("int lightrec_abi() { return 99; }", "has interface 99, this code wants 2"),
     ],
 )
 def test_a_library_with_another_interface_is_refused(native, monkeypatch, tmp_path, source, words):

@@ -1,6 +1,6 @@
-"""A kernel of lightrec for CPUs: the selective scan in C++, with AVX2 or AVX-512 where the machine has them.
+"""Kernels of lightrec for CPUs: the selective scan and the hyperbolic maps in C++, with AVX2 or AVX-512 where they are.
 
-Without its library (no compiler when it was installed) the kernel refuses with that reason and lightrec runs another.
+Without its library (no compiler when it was installed) a kernel refuses with that reason and lightrec runs another.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from lightrec.ops.registry import Kernel
 from lightrec_native.build import damaged
 
 LIBRARY = Path(__file__).with_name("_scan.so")
-ABI = 1
+ABI = 2
 _ROWS = 4  # batch rows a group: a group is a thread's unit of work and one partial sum, whatever the threads
 _THREADED = 2**18  # states; below this, starting a thread costs more than it brings
+
+_MAP_ROWS = 512
 
 _SIZES = ("B", "L", "D", "N", "every", "rows", "softplus")
 _POINTERS = (
@@ -29,6 +31,12 @@ _POINTERS = (
 
 class _Arguments(ctypes.Structure):
     _fields_ = [(n, ctypes.c_int64) for n in _SIZES] + [(n, ctypes.c_void_p) for n in _POINTERS]
+
+
+class _Map(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_int64) for n in ("R", "D", "rows", "logarithm")]
+    _fields_ += [(n, ctypes.c_void_p) for n in ("v", "grad", "out", "kept", "dkappa")]
+    _fields_ += [("kappa", ctypes.c_double)]
 
 
 @cache
@@ -44,7 +52,8 @@ def _open(path: Path) -> tuple[ctypes.CDLL | None, str | None]:
         if found != ABI:
             return None, f"its library has interface {found}, this code wants {ABI}; install lightrec-native again"
         library.lightrec_scan.argtypes = [ctypes.POINTER(_Arguments), ctypes.c_int, ctypes.c_int, ctypes.c_int]
-        library.lightrec_scan.restype = None
+        library.lightrec_map.argtypes = [ctypes.POINTER(_Map), ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        library.lightrec_scan.restype = library.lightrec_map.restype = None
         library.lightrec_exp_floor.argtypes = [ctypes.c_int64, ctypes.c_int]
         library.lightrec_exp_floor.restype = ctypes.c_float
     except (OSError, AttributeError) as error:
@@ -125,6 +134,39 @@ def backward(grad_out, grad_final, x, delta, A, B, C, D, z, delta_bias, resets, 
     return made["dx"], made["ddelta"], *rest
 
 
+def accepts_map(spec) -> str | None:
+    """None, or why the maps cannot run this call."""
+    return "it cannot be part of a compiled graph" if spec.compiling else accepts(spec)
+
+
+def _map(backward: bool, kappa: Tensor, function: str, v: Tensor, **tensors: Tensor) -> None:
+    rows, size = v.numel() // max(1, v.shape[-1]), v.shape[-1]
+    pointers = {name: t.data_ptr() for name, t in tensors.items()}
+    facts = dict(R=rows, D=size, rows=_MAP_ROWS, logarithm=function == "log0", kappa=kappa.item(), v=v.data_ptr())
+    threads = torch.get_num_threads() if v.numel() >= _THREADED else 1
+    _open(LIBRARY)[0].lightrec_map(ctypes.byref(_Map(**facts, **pointers)), backward, lanes(), threads)
+
+
+def map_forward(v, kappa, function):
+    """See lightrec.ops.hyperbolic_selective_scan."""
+    ready, kept = _ready(v), torch.empty(*v.shape[:-1], 3)
+    out = torch.empty(v.shape)
+    _map(False, kappa, function, ready, out=out, kept=kept)
+    return out.to(v.dtype), kept
+
+
+def map_backward(grad, v, kappa, kept, function):
+    """See lightrec.ops.hyperbolic_selective_scan."""
+    ready, upstream = _ready(v), _ready(grad)
+    dv, groups = torch.empty(v.shape), -(-kept[..., 0].numel() // _MAP_ROWS)
+    dkappa = torch.empty(groups, dtype=torch.float64)
+    _map(True, kappa, function, ready, grad=upstream, out=dv, kept=kept, dkappa=dkappa)
+    return dv, dkappa.sum()
+
+
 def kernels() -> list[Kernel]:
     """Entry point of the group `lightrec.kernels`."""
-    return [Kernel("selective_scan", "native", forward, backward, accepts, priority=50, checkpoint_every=16)]
+    return [
+        Kernel("selective_scan", "native", forward, backward, accepts, priority=50, checkpoint_every=16),
+        Kernel("radial_map", "native", map_forward, map_backward, accepts_map, priority=50),
+    ]

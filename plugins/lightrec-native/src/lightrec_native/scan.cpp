@@ -1,4 +1,5 @@
-// The selective scan on a CPU, behind a C ABI. Contract: lightrec/ops/selective_scan.py.
+// The selective scan on a CPU and the maps of its hyperbolic form, behind a C ABI. Contracts:
+// lightrec/ops/selective_scan.py and hyperbolic_selective_scan.py.
 //
 // One source, several objects: the build compiles it with -DLIGHTREC_LANES=16 (AVX-512), 8 (AVX2 and FMA) and without
 // (4 lanes, whatever the machine has, plus the entry points, which choose at run time).
@@ -8,6 +9,7 @@
 // number of threads, and partial sums are added in order: the result is the same on any number of threads.
 // Threads are made for one call and joined: nothing of them survives into a fork.
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <system_error>
@@ -29,6 +31,14 @@ struct Arguments {
   float *out, *final, *kept;  // forward writes; backward reads kept
   const float *grad_out, *grad_final;
   float *dx, *ddelta, *dA, *dB, *dC, *dskip, *dz, *dbias, *dinitial;  // dA, dskip, dbias: one slice a group of rows
+};
+
+struct Map {
+  int64_t R, D, rows, logarithm;
+  const float *v, *grad;
+  float *out, *kept;  // forward: v f(s), and |v|^2, f, f' of each row; backward: out is the gradient of v, kept is read
+  double *dkappa;     // one number a group of rows
+  double kappa;
 };
 
 namespace ISA {
@@ -239,6 +249,78 @@ static void backward(const Arguments &q, int64_t group, int64_t first, int64_t l
     store(q.dbias + group * D + k * W, dbias[k], w);
   }
 }
+// f and its derivative in s = kappa |v|^2, in double: sinh(sqrt s) / sqrt s, or asinh(sqrt s) / sqrt s. Series near 0,
+// as in lightrec/ops/hyperbolic_selective_scan.py.
+static void radial(bool logarithm, double s, double &f, double &slope) {
+  static const double sinh_[9] = {1.0, 1.0 / 6, 1.0 / 120, 1.0 / 5040, 1.0 / 362880, 1.0 / 39916800, 1.0 / 6227020800,
+                                  1.0 / 1307674368000, 1.0 / 355687428096000};
+  static const double asinh_[9] = {1.0, -1.0 / 6, 3.0 / 40, -15.0 / 336, 105.0 / 3456, -945.0 / 42240,
+                                   10395.0 / 599040, -135135.0 / 9676800, 0};
+  if (s < (logarithm ? 0.01 : 1.0)) {
+    const double *c = logarithm ? asinh_ : sinh_;
+    f = c[8];
+    slope = 8 * c[8];
+    for (int k = 7; k >= 1; k--) {
+      f = f * s + c[k];
+      slope = slope * s + k * c[k];
+    }
+    f = f * s + c[0];
+    return;
+  }
+  const double root = std::sqrt(s);
+  if (logarithm) {
+    f = std::log(root + std::sqrt(1 + s)) / root;
+    slope = (1 / std::sqrt(1 + s) - f) / (2 * s);
+  } else {
+    const double e = std::exp(root);
+    f = (e - 1 / e) / (2 * root);
+    slope = ((e + 1 / e) / 2 - f) / (2 * s);
+  }
+}
+
+static inline float dot(const float *a, const float *b, int64_t D) {
+  V s[4] = {};
+  int64_t d = 0;
+  for (; d + 4 * W <= D; d += 4 * W)
+    for (int j = 0; j < 4; j++) s[j] += *(const V *)(a + d + j * W) * *(const V *)(b + d + j * W);
+  for (; d < D; d += W) {
+    const int w = D - d < W ? int(D - d) : W;
+    s[0] += load(a + d, w) * load(b + d, w);
+  }
+  return total((s[0] + s[1]) + (s[2] + s[3]));
+}
+
+static void map_forward(const Map &q, int64_t first, int64_t last) {
+  for (int64_t r = first; r < last; r++) {
+    const float *v = q.v + r * q.D;
+    const float square = dot(v, v, q.D);
+    double f, slope;
+    radial(q.logarithm, q.kappa * square, f, slope);
+    const float scale = float(f);
+    for (int64_t d = 0; d < q.D; d += W) {
+      const int w = q.D - d < W ? int(q.D - d) : W;
+      store(q.out + r * q.D + d, load(v + d, w) * scale, w);
+    }
+    q.kept[3 * r] = square;
+    q.kept[3 * r + 1] = scale;
+    q.kept[3 * r + 2] = float(slope);
+  }
+}
+
+static void map_backward(const Map &q, int64_t group, int64_t first, int64_t last) {
+  double sum = 0;
+  for (int64_t r = first; r < last; r++) {
+    const float *v = q.v + r * q.D, *g = q.grad + r * q.D;
+    const float along = dot(g, v, q.D) * q.kept[3 * r + 2], scale = q.kept[3 * r + 1];
+    const float back = float(2 * q.kappa * along);
+    for (int64_t d = 0; d < q.D; d += W) {
+      const int w = q.D - d < W ? int(q.D - d) : W;
+      store(q.out + r * q.D + d, load(g + d, w) * scale + load(v + d, w) * back, w);
+    }
+    sum += double(along) * q.kept[3 * r];
+  }
+  q.dkappa[group] = sum;
+}
 // The least work of a scan: one exponential a state, summed so that none is left out.
 static float floor_(int64_t count) {
   V s[4] = {}, v[4];
@@ -254,6 +336,7 @@ static float floor_(int64_t count) {
 
 #define EXPORTS(lanes)                                                             \
   void GLUE(run_, lanes)(const Arguments &q, int64_t group, int backward_too);     \
+  void GLUE(map_, lanes)(const Map &q, int64_t group, int backward_too);           \
   float GLUE(floor_, lanes)(int64_t count);
 EXPORTS(16) EXPORTS(8) EXPORTS(4)
 
@@ -262,11 +345,32 @@ void GLUE(run_, LIGHTREC_LANES)(const Arguments &q, int64_t group, int backward_
   if (backward_too) ISA::backward(q, group, first, last);
   else ISA::forward(q, first, last);
 }
+void GLUE(map_, LIGHTREC_LANES)(const Map &q, int64_t group, int backward_too) {
+  const int64_t first = group * q.rows, last = first + q.rows < q.R ? first + q.rows : q.R;
+  if (backward_too) ISA::map_backward(q, group, first, last);
+  else ISA::map_forward(q, first, last);
+}
 float GLUE(floor_, LIGHTREC_LANES)(int64_t count) { return ISA::floor_(count); }
 
 #ifdef LIGHTREC_ENTRY
+// Groups go to whichever thread is free.
+template <class Work> static void share(int64_t groups, int threads, const Work &work) {
+  std::atomic<int64_t> next{0};
+  auto take = [&] {
+    for (int64_t g; (g = next.fetch_add(1)) < groups;) work(g);
+  };
+  std::vector<std::thread> team;
+  try {
+    for (int64_t i = 1; i < threads && i < groups; i++) team.emplace_back(take);
+  } catch (const std::system_error &) {
+    // the machine gives no more threads: those that there are take all groups
+  }
+  take();
+  for (auto &t : team) t.join();
+}
+
 extern "C" {
-int lightrec_abi() { return 1; }
+int lightrec_abi() { return 2; }
 
 // The widest vectors that both the build and this machine have: 16, 8 or 4 lanes.
 int lightrec_lanes() {
@@ -285,22 +389,20 @@ static void one(int lanes, const Arguments &q, int64_t group, int backward) {
 #endif
   run_4(q, group, backward);
 }
+static void one_map(int lanes, const Map &q, int64_t group, int backward) {
+#ifdef LIGHTREC_X86
+  if (lanes == 16) return map_16(q, group, backward);
+  if (lanes == 8) return map_8(q, group, backward);
+#endif
+  map_4(q, group, backward);
+}
 
 void lightrec_scan(const Arguments *q, int backward, int lanes, int threads) {
-  const int64_t groups = (q->B + q->rows - 1) / q->rows;
-  if (threads > groups) threads = int(groups);
-  std::atomic<int64_t> next{0};
-  auto work = [&] {
-    for (int64_t g; (g = next.fetch_add(1)) < groups;) one(lanes, *q, g, backward);
-  };
-  std::vector<std::thread> team;
-  try {
-    for (int i = 1; i < threads; i++) team.emplace_back(work);
-  } catch (const std::system_error &) {
-    // the machine gives no more threads: those that there are take all groups
-  }
-  work();
-  for (auto &t : team) t.join();
+  share((q->B + q->rows - 1) / q->rows, threads, [=](int64_t group) { one(lanes, *q, group, backward); });
+}
+
+void lightrec_map(const Map *q, int backward, int lanes, int threads) {
+  share((q->R + q->rows - 1) / q->rows, threads, [=](int64_t group) { one_map(lanes, *q, group, backward); });
 }
 
 float lightrec_exp_floor(int64_t count, int lanes) {
