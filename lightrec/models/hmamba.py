@@ -280,13 +280,15 @@ class ReleasedHyperbolicItems(HyperbolicItems):
     Where the clip acts the gradient is zero, see `saturated`. The bound of 30 never acts: arcosh(10)^2 is 8.96.
     """
 
+    limit = 9.0
+
     def __init__(self, num_items: int, hidden_size: int):
         super().__init__(num_items, hidden_size, 1.0, False, 2, 0.5, False, "space", None)
         with torch.no_grad():
             nn.init.xavier_uniform_(self.embedding.weight)[0].zero_()
 
     def logits(self, q: Tensor) -> Tensor:
-        angle = (1 + q).clamp(1 + 1e-7, 10.0)  # 1 + 1.2e-7 in float32: the slope of arcosh stays finite
+        angle = (1 + q).clamp(1 + 1e-7, 1 + self.limit)  # 1 + 1.2e-7 in float32: the slope of arcosh stays finite
         return -2 - 2 * torch.acosh(angle).square().clamp_max(30.0)
 
 

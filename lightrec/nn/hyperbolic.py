@@ -214,6 +214,9 @@ class HyperbolicItems(ItemTable):
         ValueError: a size below 1, or an option out of its range.
     """
 
+    limit: float | None = None
+    """Of kappa q, for a subclass whose `logits` clip it: `cross_entropy` makes the logits of its own."""
+
     def __init__(
         self,
         num_items: int,
@@ -284,14 +287,13 @@ class HyperbolicItems(ItemTable):
                 q = (items @ rows.unsqueeze(-1)).squeeze(-1)
             return self.logits(q).masked_fill(candidate_ids == 0, -torch.inf)
 
-    def cross_entropy(self, hidden: Tensor, target_ids: Tensor) -> Tensor | None:
-        if type(self).logits is not HyperbolicItems.logits:  # another function of the chord
-            return None
+    def cross_entropy(self, hidden: Tensor, target_ids: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             kappa = self.curvature()
             rows = state_rows(self.states(hidden), kappa)
             items = item_rows(self.points(), kappa).to(rows.dtype)
-            return distance_cross_entropy(rows, items, target_ids - 1, kappa, self.log_temperature, self.power)
+            rest = kappa, self.log_temperature, self.power, self.limit
+            return distance_cross_entropy(rows, items, target_ids - 1, *rest)
 
     @torch.no_grad()
     def saturated(self, hidden: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ def distance_cross_entropy(
     kappa: Tensor,
     log_temperature: Tensor,
     power: int,
+    limit: float | None = None,
     block_rows: int | None = None,
 ) -> Tensor:
     """Sums -log softmax(-d^power / temperature)[target] over rows.
@@ -42,13 +43,14 @@ def distance_cross_entropy(
         kappa: scalar >= 0, minus the sectional curvature; its gradient here is that at fixed q.
         log_temperature: scalar.
         power: 1 for the distance, with gradient zero where it is zero; 2 for its square.
+        limit: largest kappa q: distances beyond are those at the limit, without gradient; None for none.
         block_rows: rows at a time; None chooses what stays in cache.
 
     Returns:
         Scalar sum, float32 (float64 for float64 input); all products are made in that dtype.
 
     Raises:
-        ValueError: shapes that do not fit, or another power.
+        ValueError: shapes that do not fit, another power, or a kappa that is learned under a limit.
     """
     if rows.dim() != 2 or items.dim() != 2 or rows.shape[1] != items.shape[1]:
         raise ValueError(f"expected rows [T, M] and items [V, M], got {list(rows.shape)} and {list(items.shape)}.")
@@ -56,18 +58,21 @@ def distance_cross_entropy(
         raise ValueError(f"targets {list(targets.shape)} must have one class for each of {len(rows)} rows.")
     if power not in (1, 2):
         raise ValueError(f"power ({power}) must be 1 or 2.")
+    if limit is not None and kappa.requires_grad:
+        raise ValueError(f"with a limit ({limit}) kappa has no gradient here: it must not require one.")
     if block_rows is None:
         block_rows = max(32, min(1024, _BLOCK_BYTES // (4 * len(items))))
-    return _DistanceCrossEntropy.apply(rows, items, targets, kappa, log_temperature, power, block_rows)
+    return _DistanceCrossEntropy.apply(rows, items, targets, kappa, log_temperature, power, limit, block_rows)
 
 
-def _logits_and_slopes(rows, items, kappa, scale, power, logits, slopes) -> None:
+def _logits_and_slopes(rows, items, kappa, scale, power, limit, logits, slopes) -> None:
     """Fills logits [R, V] = -d^p / temperature, and slopes [R, V], their derivatives in q but for a common factor."""
     for start in range(0, len(items), _TILE):
         columns = slice(start, start + _TILE)
         t, s = logits[:, columns], slopes[:, columns]
         torch.mm(rows, items[columns].T, out=t)
-        t.mul_(kappa).clamp_min_(_TINY)
+        t.mul_(kappa).clamp_(_TINY, limit)
+        beyond = None if limit is None else t >= limit
         torch.add(t, 2.0, out=s)
         s.mul_(t).sqrt_()
         a = t.add_(s).log1p_()  # arcosh(1 + t), with full precision near t = 0
@@ -77,6 +82,8 @@ def _logits_and_slopes(rows, items, kappa, scale, power, logits, slopes) -> None
         else:
             s.masked_fill_(s < 1e-14, torch.inf).reciprocal_()
         a.mul_(scale)
+        if beyond is not None:
+            s.masked_fill_(beyond, 0.0)
 
 
 def _factors(kappa: Tensor, temperature: Tensor, power: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +95,7 @@ def _factors(kappa: Tensor, temperature: Tensor, power: int) -> tuple[Tensor, Te
 
 class _DistanceCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, items, targets, kappa, log_temperature, power, block_rows):
+    def forward(ctx, rows, items, targets, kappa, log_temperature, power, limit, block_rows):
         exact = torch.float64 if rows.dtype == torch.float64 else torch.float32
         with torch.autocast(rows.device.type, enabled=False):
             x, y = rows.to(exact), items.to(exact)
@@ -104,7 +111,7 @@ class _DistanceCrossEntropy(torch.autograd.Function):
                 block = slice(start, start + block_rows)
                 xb, column = x[block], targets[block, None]
                 logits, slopes = (b[: len(xb)] for b in buffers)
-                _logits_and_slopes(xb, y, curved, scale, power, logits, slopes)
+                _logits_and_slopes(xb, y, curved, scale, power, limit, logits, slopes)
                 gold = logits.gather(1, column)
                 peak, prob = logits.amax(1, keepdim=True), torch.softmax(logits, 1)
                 total += (peak - prob.amax(1, keepdim=True).log() - gold).sum()
@@ -129,4 +136,4 @@ class _DistanceCrossEntropy(torch.autograd.Function):
         grad_x, grad_y, by_kappa, by_logit = ctx.saved_tensors
         parts = (grad_x * grad, grad_y * grad, by_kappa * grad, -by_logit * grad)
         by_x, by_y, by_kappa, by_temperature = (p.to(d) for p, d in zip(parts, ctx.dtypes, strict=True))
-        return by_x, by_y, None, by_kappa, by_temperature, None, None
+        return by_x, by_y, None, by_kappa, by_temperature, None, None, None

@@ -229,6 +229,20 @@ def test_full_as_released_is_the_published_formulas():
     assert (scores == scores.min()).any() and scores.min() > -19.95 and scores.max() <= -2
 
 
+def test_the_fused_loss_of_full_as_released_is_that_of_its_scores():
+    items = ReleasedHyperbolicItems(50, 8)
+    with torch.no_grad():
+        items.embedding.weight[1:] = 0.6 * torch.randn(50, 8)
+    hidden, targets = torch.randn(20, 8, requires_grad=True), torch.randint(1, 51, (20,))
+    assert 0.1 < items.saturated(hidden) < 0.9
+    fused = items.cross_entropy(hidden, targets)
+    plain = F.cross_entropy(items.score(hidden)[:, 1:], targets - 1, reduction="sum")
+    torch.testing.assert_close(fused, plain)
+    parts = hidden, items.embedding.weight
+    for a, b in zip(torch.autograd.grad(fused, parts), torch.autograd.grad(plain, parts), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_full_as_released_draws_its_items_to_the_origin():
     model = HMambaFull(30, hidden_size=8, state_size=4, dropout=0.0)
     batch, _ = histories()

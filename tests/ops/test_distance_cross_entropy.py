@@ -31,7 +31,7 @@ def textbook(x, y, kappa, log_temperature, targets, power):
 def test_value_and_gradients_are_those_of_the_textbook(power, kappa, block_rows, monkeypatch):
     monkeypatch.setattr(module, "_TILE", 4)  # so that tiles do not divide the catalog
     parts, targets = inputs(kappa=kappa)
-    fused = distance_cross_entropy(*parts[:2], targets, *parts[2:], power, block_rows)
+    fused = distance_cross_entropy(*parts[:2], targets, *parts[2:], power, None, block_rows)
     plain = textbook(*parts, targets, power)
     torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-9)
     for a, b in zip(torch.autograd.grad(2 * fused, parts), torch.autograd.grad(2 * plain, parts), strict=True):
@@ -41,7 +41,9 @@ def test_value_and_gradients_are_those_of_the_textbook(power, kappa, block_rows,
 @pytest.mark.parametrize("power", [1, 2])
 def test_it_passes_gradcheck(power):
     parts, targets = inputs(rows=3, classes=4)
-    assert torch.autograd.gradcheck(lambda x, y, k, t: distance_cross_entropy(x, y, targets, k, t, power, 2), parts)
+    assert torch.autograd.gradcheck(
+        lambda x, y, k, t: distance_cross_entropy(x, y, targets, k, t, power, None, 2), parts
+    )
 
 
 def test_flat_space_is_the_squared_euclidean_distance():
@@ -61,6 +63,22 @@ def test_chords_that_rounding_made_zero_or_negative_give_finite_gradients():
         kappa, t = torch.tensor(1.0, requires_grad=True), torch.tensor(0.0, requires_grad=True)
         loss = distance_cross_entropy(x, y, torch.tensor([0, 1]), kappa, t, power)
         assert all(g.isfinite().all() for g in (loss, *torch.autograd.grad(loss, (x, y, kappa, t))))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_distances_beyond_the_limit_are_those_at_it_and_have_no_gradient(power):
+    (x, y, kappa, t), targets = inputs()
+    q = x @ y.T
+    limit = 0.69 * q.median().item()
+    kappa = kappa.detach()
+    d = torch.acosh(1 + (kappa * q).clamp_max(limit)) / kappa.sqrt()
+    plain = F.cross_entropy(-(d**power) / t.exp(), targets, reduction="sum")
+    fused = distance_cross_entropy(x, y, targets, kappa, t, power, limit, 3)
+    torch.testing.assert_close(fused, plain)
+    for a, b in zip(torch.autograd.grad(fused, (x, y, t)), torch.autograd.grad(plain, (x, y, t)), strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="kappa has no gradient"):
+        distance_cross_entropy(x, y, targets, kappa.requires_grad_(), t, power, limit)
 
 
 def test_float32_is_close_to_float64():
