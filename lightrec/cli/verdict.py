@@ -1,7 +1,7 @@
 """`lightrec plugins check NAME`: runs the contracts on an installed plug-in and prints a verdict, a line a check.
 
 The checks run in another process, so that one that hangs or takes its process down is a line of the verdict, too. What
-they are for each kind of plug-in, and what they are run with, is in `lightrec.testing.verdict`.
+they are for each kind of plug-in, and what they are run with, is in `lightrec.testing.applicable`.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ def _find(name: str, kind: str | None) -> Plugin:
     hidden = next((p for p in plugins.everything() if p.name == short and (p.hidden or p.problem)), None)
     if hidden:
         raise InputError(f"{hidden.full_name} is {plugins.status(hidden, [])}.")
-    known = [p.name if p.builtin else p.full_name for p in plugins.installed()]
-    near = plugins.suggestion(name, known) or ";"
+    near = plugins.suggestion(short, [p.name for p in plugins.installed()]) or ";"
     raise InputError(f"no plug-in is called {name!r}{near} see `lightrec plugins list`.")
 
 
