@@ -1,0 +1,435 @@
+"""The selective scan of `lightrec.ops.selective_scan` in Triton: forward and backward, sequential in time.
+
+One program is one warp and owns a tile of channels of one row: [BLOCK_D, BLOCK_N] states, float32, in registers, from
+the first event to the last. Parallelism over time would cost three times the instructions, and rows times channels are
+enough programs for any GPU at the sizes of recommenders. A is multiplied by log2 e once, so a decay is one exp2. Loads
+of a step's x, delta, z are [BLOCK_D] and of B, C [BLOCK_N] slices in the callers' own layout; nothing is transposed.
+
+Backward goes through parts of `every` steps from the last to the first. It runs a part forward again from the kept
+state into a scratch that stays in the second-level cache, then backward. Gradients of B and C are summed over the
+channels of a tile, and those of A, D and the bias over the steps of a row, in buffers of their own that are added up
+afterwards in a fixed order: no atomics, so the result is the same every time.
+
+A masked step (behind the end, or of a channel that is not there) has delta 0: it decays by 1 and adds nothing.
+
+Checked in the interpreter and compiled ahead of time; not yet timed on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from lightrec.ops.registry import Kernel
+from torch import Tensor
+
+CHECKPOINT_EVERY = 16
+TILE = 512  # states of a program: 16 a lane
+_LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _softplus(v):
+    """log(1 + exp(v)), compensated: the plain form loses half the digits of small steps."""
+    e = tl.exp(-tl.abs(v))
+    u = 1.0 + e
+    return tl.maximum(v, 0.0) + (tl.log(u) - ((u - 1.0) - e) / u)
+
+
+@triton.jit
+def scan_forward(
+    x_ptr,
+    delta_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    z_ptr,
+    bias_ptr,
+    initial_ptr,
+    resets_ptr,
+    out_ptr,
+    final_ptr,
+    kept_ptr,
+    length,
+    channels,
+    states,
+    x_sb,
+    x_st,
+    x_sd,
+    delta_sb,
+    delta_st,
+    delta_sd,
+    z_sb,
+    z_st,
+    z_sd,
+    B_sb,
+    B_st,
+    B_sn,
+    C_sb,
+    C_st,
+    C_sn,
+    SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
+    EVERY: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Grid (channel tiles, rows). Contiguous: A [D, N], initial and final [B, D, N], out [B, L, D], resets [B, L] int8,
+    kept [B, ceil(L / EVERY), D, N]."""
+    row = tl.program_id(1).to(tl.int64)
+    zero = tl.program_id(1) * 0  # the interpreter's masks must be made from blocks, not from loop counters
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    n = tl.arange(0, BLOCK_N)
+    there = d < channels
+    state_there = there[:, None] & (n < states)[None, :]
+    place = d[:, None] * states + n[None, :]
+    a = tl.load(A_ptr + place, mask=state_there, other=0.0).to(tl.float32) * _LOG2E
+    h = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
+    if HAS_INITIAL:
+        h = tl.load(initial_ptr + row * channels * states + place, mask=state_there, other=0.0)
+    skip = tl.zeros([BLOCK_D], tl.float32)
+    if HAS_D:
+        skip = tl.load(D_ptr + d, mask=there, other=0.0).to(tl.float32)
+    bias = tl.zeros([BLOCK_D], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d, mask=there, other=0.0).to(tl.float32)
+    x_ptr += row * x_sb + d * x_sd
+    delta_ptr += row * delta_sb + d * delta_sd
+    z_ptr += row * z_sb + d * z_sd
+    B_ptr += row * B_sb + n * B_sn
+    C_ptr += row * C_sb + n * C_sn
+    out_ptr += row * length * channels + d
+    parts = tl.cdiv(length, EVERY)
+    for part in range(parts):
+        tl.store(kept_ptr + (row * parts + part) * channels * states + place, h, mask=state_there)
+        for start in range(part * EVERY, (part + 1) * EVERY, UNROLL):
+            for i in tl.static_range(UNROLL):
+                t = zero + start + i
+                inside = there & (t + d * 0 < length)
+                n_inside = (n < states) & (t + n * 0 < length)
+                u = tl.load(x_ptr + t * x_st, mask=inside, other=0.0).to(tl.float32)
+                step = tl.load(delta_ptr + t * delta_st, mask=inside, other=0.0).to(tl.float32) + bias
+                if SOFTPLUS:
+                    step = _softplus(step)
+                step = tl.where(inside, step, 0.0)
+                b = tl.load(B_ptr + t * B_st, mask=n_inside, other=0.0).to(tl.float32)
+                c = tl.load(C_ptr + t * C_st, mask=n_inside, other=0.0).to(tl.float32)
+                decay = tl.exp2(step[:, None] * a)
+                if HAS_RESETS:
+                    reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
+                    decay = tl.where(reset != 0, 0.0, decay)
+                h = decay * h + (step * u)[:, None] * b[None, :]
+                y = tl.sum(h * c[None, :], 1)
+                if HAS_D:
+                    y += skip * u
+                if HAS_Z:
+                    gate = tl.load(z_ptr + t * z_st, mask=inside, other=0.0).to(tl.float32)
+                    y *= gate * tl.sigmoid(gate)
+                tl.store(out_ptr + t * channels, y.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(final_ptr + row * channels * states + place, h, mask=state_there)
+
+
+@triton.jit
+def scan_backward(
+    grad_out_ptr,
+    grad_final_ptr,
+    x_ptr,
+    delta_ptr,
+    A_ptr,
+    B_ptr,
+    C_ptr,
+    D_ptr,
+    z_ptr,
+    bias_ptr,
+    resets_ptr,
+    kept_ptr,
+    scratch_ptr,
+    dx_ptr,
+    ddelta_ptr,
+    dA_ptr,
+    dB_ptr,
+    dC_ptr,
+    dD_ptr,
+    dz_ptr,
+    dbias_ptr,
+    dinitial_ptr,
+    length,
+    channels,
+    states,
+    grad_sb,
+    grad_st,
+    grad_sd,
+    x_sb,
+    x_st,
+    x_sd,
+    delta_sb,
+    delta_st,
+    delta_sd,
+    z_sb,
+    z_st,
+    z_sd,
+    B_sb,
+    B_st,
+    B_sn,
+    C_sb,
+    C_st,
+    C_sn,
+    SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
+    HAS_GRAD_FINAL: tl.constexpr,
+    EVERY: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Grid (channel tiles, rows). Contiguous float32: dA, dinitial [B, D, N], dD, dbias [B, D], dB, dC [tiles, B, L, N];
+    dx, ddelta, dz [B, L, D] in their inputs' dtypes; scratch [rows x tiles, EVERY, BLOCK_D, BLOCK_N]."""
+    tile = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1).to(tl.int64)
+    rows = tl.num_programs(1)
+    zero = tl.program_id(1) * 0  # times are tensors, as in forward
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    n = tl.arange(0, BLOCK_N)
+    there = d < channels
+    state_there = there[:, None] & (n < states)[None, :]
+    place = d[:, None] * states + n[None, :]
+    a = tl.load(A_ptr + place, mask=state_there, other=0.0).to(tl.float32) * _LOG2E
+    g = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)  # gradient of the state behind the step at hand
+    if HAS_GRAD_FINAL:
+        g = tl.load(grad_final_ptr + row * channels * states + place, mask=state_there, other=0.0).to(tl.float32)
+    skip = tl.zeros([BLOCK_D], tl.float32)
+    if HAS_D:
+        skip = tl.load(D_ptr + d, mask=there, other=0.0).to(tl.float32)
+    bias = tl.zeros([BLOCK_D], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + d, mask=there, other=0.0).to(tl.float32)
+    x_ptr += row * x_sb + d * x_sd
+    delta_ptr += row * delta_sb + d * delta_sd
+    z_ptr += row * z_sb + d * z_sd
+    grad_out_ptr += row * grad_sb + d * grad_sd
+    B_ptr += row * B_sb + n * B_sn
+    C_ptr += row * C_sb + n * C_sn
+    dx_ptr += row * length * channels + d
+    ddelta_ptr += row * length * channels + d
+    dz_ptr += row * length * channels + d
+    dB_ptr += (tile * rows + row) * length * states + n
+    dC_ptr += (tile * rows + row) * length * states + n
+    own = tl.arange(0, BLOCK_D)[:, None] * BLOCK_N + n[None, :]
+    scratch_ptr += (row * tl.num_programs(0) + tile) * EVERY * BLOCK_D * BLOCK_N + own
+    dA = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
+    dD = tl.zeros([BLOCK_D], tl.float32)
+    dbias = tl.zeros([BLOCK_D], tl.float32)
+    parts = tl.cdiv(length, EVERY)
+    for back in range(parts):
+        part = parts - 1 - back
+        h = tl.load(kept_ptr + (row * parts + part) * channels * states + place, mask=state_there, other=0.0)
+        for start in range(0, EVERY, UNROLL):
+            for i in tl.static_range(UNROLL):
+                t = zero + part * EVERY + start + i
+                inside = there & (t + d * 0 < length)
+                tl.store(scratch_ptr + (start + i) * BLOCK_D * BLOCK_N, h)
+                u = tl.load(x_ptr + t * x_st, mask=inside, other=0.0).to(tl.float32)
+                step = tl.load(delta_ptr + t * delta_st, mask=inside, other=0.0).to(tl.float32) + bias
+                if SOFTPLUS:
+                    step = _softplus(step)
+                step = tl.where(inside, step, 0.0)
+                b = tl.load(B_ptr + t * B_st, mask=(n < states) & (t + n * 0 < length), other=0.0).to(tl.float32)
+                decay = tl.exp2(step[:, None] * a)
+                if HAS_RESETS:
+                    reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
+                    decay = tl.where(reset != 0, 0.0, decay)
+                h = decay * h + (step * u)[:, None] * b[None, :]
+        tl.debug_barrier()  # another lane may have written what this one reads
+        for start in range(0, EVERY, UNROLL):
+            for i in tl.static_range(UNROLL):
+                within = EVERY - 1 - start - i
+                t = zero + part * EVERY + within
+                inside = there & (t + d * 0 < length)
+                n_inside = (n < states) & (t + n * 0 < length)
+                before = tl.load(scratch_ptr + within * BLOCK_D * BLOCK_N)
+                u = tl.load(x_ptr + t * x_st, mask=inside, other=0.0).to(tl.float32)
+                raw = tl.load(delta_ptr + t * delta_st, mask=inside, other=0.0).to(tl.float32) + bias
+                step = raw
+                if SOFTPLUS:
+                    step = _softplus(raw)
+                step = tl.where(inside, step, 0.0)
+                b = tl.load(B_ptr + t * B_st, mask=n_inside, other=0.0).to(tl.float32)
+                c = tl.load(C_ptr + t * C_st, mask=n_inside, other=0.0).to(tl.float32)
+                dy = tl.load(grad_out_ptr + t * grad_st, mask=inside, other=0.0).to(tl.float32)
+                decay = tl.exp2(step[:, None] * a)
+                if HAS_RESETS:
+                    reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
+                    decay = tl.where(reset != 0, 0.0, decay)
+                before = decay * before  # what is left of the state
+                h = before + (step * u)[:, None] * b[None, :]
+                if HAS_Z:
+                    gate = tl.load(z_ptr + t * z_st, mask=inside, other=0.0).to(tl.float32)
+                    sigmoid = tl.sigmoid(gate)
+                    y = tl.sum(h * c[None, :], 1)
+                    if HAS_D:
+                        y += skip * u
+                    dz = dy * y * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+                    tl.store(dz_ptr + t * channels, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+                    dy *= gate * sigmoid
+                tl.store(dC_ptr + t * states, tl.sum(dy[:, None] * h, 0), mask=n_inside)
+                g += dy[:, None] * c[None, :]
+                tl.store(dB_ptr + t * states, tl.sum((step * u)[:, None] * g, 0), mask=n_inside)
+                dsu = tl.sum(g * b[None, :], 1)  # gradient of step * u
+                exponent = g * before
+                dA += exponent * step[:, None]
+                dstep = dsu * u + tl.sum(exponent * a, 1) * (1.0 / _LOG2E)
+                if SOFTPLUS:
+                    dstep *= tl.sigmoid(raw)
+                dstep = tl.where(inside, dstep, 0.0)
+                tl.store(ddelta_ptr + t * channels, dstep.to(ddelta_ptr.dtype.element_ty), mask=inside)
+                dx = dsu * step
+                if HAS_D:
+                    dx += skip * dy
+                    dD += dy * u
+                tl.store(dx_ptr + t * channels, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+                if HAS_BIAS:
+                    dbias += dstep
+                g = decay * g
+        tl.debug_barrier()  # before the next part overwrites it
+    tl.store(dA_ptr + row * channels * states + place, dA, mask=state_there)
+    tl.store(dinitial_ptr + row * channels * states + place, g, mask=state_there)
+    if HAS_D:
+        tl.store(dD_ptr + row * channels + d, dD, mask=there)
+    if HAS_BIAS:
+        tl.store(dbias_ptr + row * channels + d, dbias, mask=there)
+
+
+INTERPRETED = not hasattr(scan_forward, "device_caches") or os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether the kernels above were made for Triton's interpreter, which is fixed when they are defined."""
+
+
+def blocks(channels: int, states: int) -> tuple[int, int]:
+    """Sizes of a tile: [BLOCK_D, BLOCK_N], about TILE states, no more channels than there are."""
+    block_n = triton.next_power_of_2(states)
+    return min(max(1, TILE // block_n), max(1, triton.next_power_of_2(channels)), 32), block_n
+
+
+def forward(x, delta, A, B, C, D, z, delta_bias, initial_state, resets, softplus, every):
+    """See the contract."""
+    batch, length, channels = x.shape
+    states = A.shape[1]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    final = torch.empty(batch, channels, states, dtype=torch.float32, device=x.device)
+    kept = final.new_empty(batch, -(-length // every), channels, states)
+    if not batch or not channels:
+        return out, final, kept
+    A, D, delta_bias, resets = _plain(A), _plain(D), _plain(delta_bias), _flags(resets)
+    initial_state = None if initial_state is None else initial_state.float().contiguous()
+    block_d, block_n = blocks(channels, states)
+    scan_forward[(triton.cdiv(channels, block_d), batch)](
+        x, delta, A, B, C, _or(D, A), _or(z, x), _or(delta_bias, A), _or(initial_state, final), _or(resets, x),
+        out, final, kept, length, channels, states,
+        *x.stride(), *delta.stride(), *_or(z, x).stride(), *B.stride(), *C.stride(),
+        softplus, D is not None, z is not None, delta_bias is not None, initial_state is not None, resets is not None,
+        every, _unroll(every), block_d, block_n, num_warps=1, **_OPTIONS,
+    )  # fmt: skip
+    return out, final, kept
+
+
+def backward(grad_out, grad_final, x, delta, A, B, C, D, z, delta_bias, resets, kept, softplus, every):
+    """See the contract."""
+    batch, length, channels = x.shape
+    states = A.shape[1]
+    shape = (batch, channels, states)
+    dx, ddelta = (torch.empty(x.shape, dtype=t.dtype, device=x.device) for t in (x, delta))
+    dz = None if z is None else torch.empty(x.shape, dtype=z.dtype, device=x.device)
+    dA, dinitial = kept.new_empty(shape), kept.new_empty(shape)
+    dD, dbias = kept.new_empty(batch, channels), kept.new_empty(batch, channels)
+    block_d, block_n = blocks(max(1, channels), states)
+    tiles = triton.cdiv(channels, block_d)
+    dB, dC = kept.new_empty(tiles, batch, length, states), kept.new_empty(tiles, batch, length, states)
+    if batch and channels:
+        A, plain_D, bias, flags = _plain(A), _plain(D), _plain(delta_bias), _flags(resets)
+        grad_final = None if grad_final is None else grad_final.float().contiguous()
+        scratch = kept.new_empty(batch * tiles * every * block_d * block_n)
+        scan_backward[(tiles, batch)](
+            grad_out, _or(grad_final, A), x, delta, A, B, C, _or(plain_D, A), _or(z, x), _or(bias, A), _or(flags, x),
+            kept, scratch, dx, ddelta, dA, dB, dC, dD, _or(dz, dx), dbias, dinitial, length, channels, states,
+            *grad_out.stride(), *x.stride(), *delta.stride(), *_or(z, x).stride(), *B.stride(), *C.stride(),
+            softplus, D is not None, z is not None, bias is not None, flags is not None, grad_final is not None,
+            every, BACKWARD_UNROLL, block_d, block_n, num_warps=1, **_OPTIONS,
+        )  # fmt: skip
+    else:
+        dinitial.zero_()
+    return (
+        dx,
+        ddelta,
+        dA.sum(0),
+        dB.sum(0),
+        dC.sum(0),
+        None if D is None else dD.sum(0),
+        dz,
+        None if delta_bias is None else dbias.sum(0),
+        dinitial,
+    )
+
+
+BACKWARD_UNROLL = 1
+# Fused multiply-adds are what the counts suppose; the default of Triton is about to change.
+_OPTIONS = {} if INTERPRETED else {"enable_fp_fusion": True}
+
+
+def _unroll(every: int) -> int:
+    return 4 if every % 4 == 0 else 1
+
+
+def _plain(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().contiguous()
+
+
+def _flags(resets: Tensor | None) -> Tensor | None:
+    return None if resets is None else resets.contiguous().view(torch.int8)
+
+
+def _or(t: Tensor | None, other: Tensor) -> Tensor:
+    """A pointer that is never read stands in for an absent tensor."""
+    return other if t is None else t
+
+
+def accepts(spec) -> str | None:
+    """None, or why this kernel cannot run a call."""
+    if spec.dtype == torch.float64:
+        return "Triton's scan keeps float32 states; float64 needs the reference or the torch kernel"
+    if spec.states > 256:
+        return f"{spec.states} states a channel; a tile holds 256 at most"
+    if spec.device == "cpu":
+        return None if INTERPRETED else "a CPU needs Triton's interpreter: set TRITON_INTERPRET=1"
+    if spec.device != "cuda":
+        return f"Triton compiles for CUDA and ROCm, not for {spec.device}"
+    return None if not INTERPRETED else "TRITON_INTERPRET=1 is set: nothing is compiled for a GPU"
+
+
+def only_by_name(spec) -> str | None:
+    return "Triton's interpreter is for checking, not for work" if spec.device == "cpu" else None
+
+
+def kernels() -> list[Kernel]:
+    """The scan; its hyperbolic form is the same kernel with other rates."""
+    return [
+        Kernel(
+            "selective_scan",
+            "triton",
+            forward,
+            backward,
+            accepts,
+            priority=50,
+            checkpoint_every=CHECKPOINT_EVERY,
+            only_by_name=only_by_name,
+        )
+    ]
