@@ -28,6 +28,7 @@ def made(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_the_tests_of_all_kinds_pass_at_once(made):
     """All in one process, which imports torch once; the rule is learned by the model only, which takes seconds."""
     sources = os.pathsep.join(str(folder / "src") for folder in made.values())
