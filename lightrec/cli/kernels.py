@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from itertools import groupby
 from typing import Any
 
 from lightrec.cli.options import Options
@@ -44,17 +45,16 @@ def _show(rows: list[dict[str, Any]], broken: dict[str, str], choice: str | None
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table("op", "device", "kernel", "priority", "from", "on this machine", title_justify="left")
-    before = None
-    for row in rows:
-        place = row["op"], row["device"]
-        if before not in (None, place):
-            table.add_section()
-        names = place if place != before else ("", "")
-        style = "bold" if row["chosen"] else "dim" if row["reason"] else None
-        table.add_row(*names, row["name"], str(row["priority"]), row["distribution"], _status(row), style=style)
-        before = place
-    console.print(table, f"asked for: {choice or 'nothing, so the highest priority that can run is taken'}", sep="\n")
+    for (op, device), kernels in groupby(rows, key=lambda row: (row["op"], row["device"])):
+        table = Table(title=f"{op} on {device}", title_justify="left")
+        for column in ("kernel", "priority", "from"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("on this machine", overflow="fold")
+        for row in kernels:
+            style = "bold" if row["chosen"] else "dim" if row["reason"] else None
+            table.add_row(row["name"], str(row["priority"]), row["distribution"], _status(row), style=style)
+        console.print(table)
+    console.print(f"asked for: {choice or 'nothing, so the highest priority that can run is taken'}")
     for name, reason in broken.items():
         console.print(f"broken: {name}: {reason}", markup=False)
 

@@ -79,6 +79,12 @@ def test_a_training_with_an_unknown_kernel_ends_before_it_begins(complaint, smal
     assert not Path("run").exists()
 
 
+def test_a_kernel_that_cannot_run_ends_a_training_in_one_line(complaint, small):
+    flags = ["Mamba4Rec" if word == "SASRec" else word for word in small]
+    said = complaint("fit", *flags, "--kernel", "mamba_ssm", "--run_folder", "run")
+    assert "kernel 'mamba_ssm' was asked for but cannot run selective_scan: it runs on CUDA, not on cpu" in said
+
+
 def test_a_training_runs_with_the_kernel_of_its_flag_or_configuration(small, tmp_path, monkeypatch):
     (tmp_path / "kernel_listener.py").write_text(
         "import lightning as L\n"
