@@ -2,7 +2,11 @@
 
 import json
 import resource
+import shutil
+import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +40,18 @@ def toy(tmp_path):
 def processor_seconds():
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def test_the_wheel_of_lightrec_brings_the_templates(tmp_path):
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "lightrec", tmp_path / "lightrec", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(root / name, tmp_path)
+    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, "built"], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "built").glob("*.whl")
+    there = {path.relative_to(root).as_posix() for path in (root / "lightrec" / "template").rglob("*.in")}
+    assert len(there) > 20 and there <= set(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["plugins", "list"], ["plugins"], ["data", "list"]])
