@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from lightrec.nn.attention import MultiHeadAttention
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,22 @@ class Remembered:
     """[B or 1, 1, Q, L] bool, which items a position may see."""
     tokens: tuple[tuple[Tensor, Tensor], ...] = ()
     """Keys and values [B, H, Q, D / H] of each reasoning step."""
+
+
+class AmbiguousPass(RuntimeError):
+    """An attention layer did not run exactly once in a pass of its encoder."""
+
+
+class ListeningLinear(nn.Linear):
+    """A linear map that notes what it gave, while it is asked to."""
+
+    notes: list[Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.notes is not None:
+            self.notes.append(y)
+        return y
 
 
 class RememberingAttention(MultiHeadAttention):
@@ -68,11 +85,13 @@ class RememberingAttention(MultiHeadAttention):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-def remembering_layers(module: torch.nn.Module) -> list[RememberingAttention]:
+def remembering_layers(module: nn.Module) -> list[RememberingAttention]:
     """Teaches every attention layer below `module` to remember; returns them in order."""
     layers = [layer for layer in module.modules() if type(layer) in (MultiHeadAttention, RememberingAttention)]
     for layer in layers:
-        layer.__class__ = RememberingAttention  # same parameters, names and hooks; only methods are added
+        # Same parameters, names and hooks; only methods are added. (A hook would do, but torch.export takes none.)
+        layer.__class__ = RememberingAttention
+        layer.key_value.__class__ = ListeningLinear
     return layers
 
 
@@ -80,25 +99,22 @@ def remembering_layers(module: torch.nn.Module) -> list[RememberingAttention]:
 def recording(layers: list[RememberingAttention]) -> Iterator[list[list[Tensor]]]:
     """Collects what `key_value` of each layer gives, one list a layer, while the encoder runs."""
     heard: list[list[Tensor]] = [[] for _ in layers]
-
-    def listener(into: list[Tensor]):
-        return lambda module, arguments, output: into.append(output)
-
-    handles = [layer.key_value.register_forward_hook(listener(into)) for layer, into in zip(layers, heard, strict=True)]
+    for layer, notes in zip(layers, heard, strict=True):
+        layer.key_value.notes = notes
     try:
         yield heard
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            layer.key_value.notes = None
 
 
 def remember(layer: RememberingAttention, heard: list[Tensor], visible: Tensor) -> Remembered:
     """Makes a memory of the one time that a layer ran.
 
     Raises:
-        RuntimeError: it ran never or more than once, so that one memory cannot stand for it.
+        AmbiguousPass: it ran never or more than once, so that one memory cannot stand for it.
     """
     if len(heard) != 1:
-        raise RuntimeError(f"an attention layer ran {len(heard)} times in one pass: its keys cannot be told apart.")
+        raise AmbiguousPass(f"an attention layer ran {len(heard)} times in one pass: its keys cannot be told apart.")
     key, value = heard[0].chunk(2, -1)
     return Remembered(layer.split(key), layer.split(value), visible)

@@ -17,28 +17,61 @@ Differences from the released code, and why:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
+from torch import Tensor
+
 from lightrec import Batch, EncoderRecommender, InputError, ItemTable, Objective, RankingMetrics, SequenceEncoder
 from lightrec.metrics.functional import distinct_targets, ndcg, num_targets, target_ranks
 from lightrec.models.sasrec import SASRecEncoder
 from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.recommender import Decay
-from torch import Tensor
-
 from lightrec_rearec.objectives import ERL, PRL
 from lightrec_rearec.reasoning import Aggregate, reason_with
 
-ORACLE = "oracle-step(diagnostic,not-a-result)"
+ORACLE = "oracle(diagnostic)"
 
 
-@dataclass
-class StepMetrics:
-    """Ranking metrics of each step, and of the oracle."""
+class StepMetrics(RankingMetrics):
+    """The metrics of a model and, under `step-k/`, those of each of its steps; under `oracle(diagnostic)/` an oracle.
 
-    steps: list[RankingMetrics] = field(default_factory=list)
-    oracle: RankingMetrics | None = None
+    The oracle takes, for each row, the step that ranks the target best. It looks at the answer: it bounds what choosing
+    a step could give, and is no result of any model.
+    """
+
+    @classmethod
+    def like(cls, metrics: RankingMetrics, num_steps: int) -> StepMetrics:
+        """Returns fresh metrics with the options of others."""
+        made = cls(metrics.ks, metrics.cohorts, metrics.beyond, metrics.per_user)
+        parts = [RankingMetrics(metrics.ks, metrics.cohorts, beyond=False) for _ in range(num_steps + 2)]
+        made.steps, made.oracle = torch.nn.ModuleList(parts[:-1]), parts[-1]
+        return made
+
+    def connect(self, item_counts: Tensor, candidates: str = "full") -> None:
+        super().connect(item_counts, candidates)
+        for metrics in (*self.steps, self.oracle):
+            metrics.connect(item_counts, candidates)
+
+    def reset(self) -> None:
+        super().reset()
+        for metrics in (*getattr(self, "steps", ()), *filter(None, (getattr(self, "oracle", None),))):
+            metrics.reset()
+
+    def update_steps(self, lists: list[tuple[Tensor, Tensor]], batch: Batch) -> None:
+        """Adds the lists of each step for a batch that `update` was given before."""
+        chosen = best_of(lists, batch.target_ids, self.max_k)
+        for metrics, found in zip((*self.steps, self.oracle), (*lists, chosen), strict=True):
+            metrics.update(*found, batch.target_ids, batch.user_ids, batch.history_lengths)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the model's metrics, then those of its steps and of the oracle."""
+        out = super().compute()
+        for name, metrics in (*((f"step-{k}", m) for k, m in enumerate(self.steps)), (ORACLE, self.oracle)):
+            out |= {f"{name}/{metric}": value for metric, value in metrics.compute().items()}
+        return out
+
+
+def _plain(metrics: RankingMetrics) -> RankingMetrics:
+    return RankingMetrics(metrics.ks, metrics.cohorts, metrics.beyond, metrics.per_user)
 
 
 class ReaRec(EncoderRecommender):
@@ -109,7 +142,6 @@ class ReaRec(EncoderRecommender):
             decay=decay,
         )
         self.step_metrics = step_metrics
-        self._by_step = StepMetrics()
 
     def reason(self, batch: Batch) -> Tensor:
         """Returns [B, K + 1, D], the states after the last item: r_0 to r_K."""
@@ -124,39 +156,20 @@ class ReaRec(EncoderRecommender):
         ]
 
     def on_test_epoch_start(self) -> None:
+        if self.step_metrics and self.encoder.num_steps:
+            # here and not before, because the command line gives a model its metrics after it was built
+            self.metrics = StepMetrics.like(self.metrics, self.encoder.num_steps).to(self.device)
         super().on_test_epoch_start()
-        if not (self.step_metrics and self.encoder.num_steps):
-            return
-        self._by_step = StepMetrics([self._fresh() for _ in range(self.encoder.num_steps + 1)], self._fresh())
+
+    def on_validation_epoch_start(self) -> None:
+        if isinstance(self.metrics, StepMetrics):
+            self.metrics = _plain(self.metrics).to(self.device)
+        super().on_validation_epoch_start()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         super().test_step(batch, batch_idx)
-        if not self._by_step.steps or not len(batch):
-            return
-        lists = self.recommend_by_step(batch, self.metrics.max_k + 1)
-        for metrics, found in zip(self._by_step.steps, lists, strict=True):
-            metrics.update(*found, batch.target_ids, batch.user_ids, batch.history_lengths)
-        oracle = best_of(lists, batch.target_ids, self.metrics.max_k)
-        self._by_step.oracle.update(*oracle, batch.target_ids, batch.user_ids, batch.history_lengths)
-
-    def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()
-        named = [(f"step-{k}", metrics) for k, metrics in enumerate(self._by_step.steps)]
-        if self._by_step.oracle is not None:
-            named.append((ORACLE, self._by_step.oracle))
-        for name, metrics in named:
-            for metric, value in metrics.compute().items():
-                # from sums over all processes, as lightrec's own
-                self.log(f"test/{name}/{metric}", value, rank_zero_only=False, sync_dist=False)
-        self._by_step = StepMetrics()
-
-    def _fresh(self) -> RankingMetrics:
-        """Metrics like the model's own: cut-offs, cohorts of history length and item popularity, candidates."""
-        metrics = RankingMetrics(self.metrics.ks, cohorts=self.metrics.cohorts, beyond=False).to(self.device)
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None:
-            metrics.connect(item_counts=data.item_counts, candidates=data.candidates)
-        return metrics
+        if isinstance(self.metrics, StepMetrics) and len(batch):
+            self.metrics.update_steps(self.recommend_by_step(batch, self.metrics.max_k + 1), batch)
 
 
 def best_of(lists: list[tuple[Tensor, Tensor]], target_ids: Tensor, k: int) -> tuple[Tensor, Tensor]:

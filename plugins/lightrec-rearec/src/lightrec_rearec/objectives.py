@@ -17,6 +17,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
 from lightrec import Batch, EncoderRecommender, InputError, ItemTable, Objective
 from lightrec.nn.sequence import last_state, real_positions
 from lightrec.objectives.next_item import (
@@ -27,9 +30,6 @@ from lightrec.objectives.next_item import (
     next_item_pairs,
 )
 from lightrec.ops.linear_cross_entropy import linear_cross_entropy
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
 from lightrec_rearec.reasoning import ReasoningEncoder
 
 Form = Literal["code", "paper"]
@@ -46,7 +46,9 @@ class ERL(Objective):
             KL(p_i || p_j).
         positions: `all` reasons after every item of a window, `last` after its last one, as the authors do (with
             `train_windows: prefixes`).
-        head_dtype: dtype of the matrix products with the catalog in the cross-entropy; None is float32.
+        divergence_rows: estimate the divergence from at most so many rows of a batch, drawn anew; it costs K + 1 rows
+            of scores each. None takes all.
+        head_dtype: dtype of the matrix products with the catalog; None is float32.
 
     Raises:
         InputError: a number out of its range.
@@ -58,11 +60,15 @@ class ERL(Objective):
         temperature: float = 1.0,
         form: Form = "code",
         positions: Positions = "last",
+        divergence_rows: int | None = None,
         head_dtype: HeadDtype | None = None,
     ):
         super().__init__()
         _check(temperature, form, positions)
+        if divergence_rows is not None and divergence_rows < 1:
+            raise InputError(f"divergence_rows ({divergence_rows}) must be at least 1; leave it out for all rows.")
         self.weight, self.temperature, self.form = weight, temperature, form
+        self.divergence_rows = divergence_rows
         self.positions, self.head_dtype = positions, head_dtype
 
     def forward(self, recommender: EncoderRecommender, batch: Batch) -> Tensor:
@@ -71,7 +77,12 @@ class ERL(Objective):
         hidden = thought.encoder.combine(states)
         loss = cross_entropy(items, hidden, thought.targets, self.temperature, self.head_dtype)
         if self.weight and states.shape[1] > 1:
-            loss = loss - self.weight * divergence(items, states, self.temperature, self.form)
+            share, rows = 1.0, self.divergence_rows
+            if rows is not None and rows < len(states):
+                share = len(states) / rows
+                states = states[torch.randperm(len(states), device=states.device)[:rows]]
+            apart = divergence(items, states, self.temperature, self.form, self.head_dtype)
+            loss = loss - self.weight * share * apart
         return mean_over_targets(loss, len(thought.targets))
 
 
@@ -112,7 +123,7 @@ class PRL(Objective):
         _check(temperature, form, positions)
         if alpha <= 0 or noise_std < 0 or warmup_epochs < 0:
             raise InputError(
-                f"alpha ({alpha}) must be above 0; noise_std ({noise_std}) and warmup_epochs ({warmup_epochs}) not below."
+                f"alpha ({alpha}) must be above 0; noise_std ({noise_std}), warmup_epochs ({warmup_epochs}) not below."
             )
         self.temperature, self.alpha = temperature, alpha
         self.step_weight, self.contrast_weight = step_weight, contrast_weight
@@ -202,7 +213,13 @@ def cross_entropy(
     return _in_blocks(block, _BLOCK_SCORES // (items.num_items + 1), hidden, target_ids)
 
 
-def divergence(items: ItemTable, states: Tensor, temperature: float = 1.0, form: Form = "code") -> Tensor:
+def divergence(
+    items: ItemTable,
+    states: Tensor,
+    temperature: float = 1.0,
+    form: Form = "code",
+    head_dtype: HeadDtype | None = None,
+) -> Tensor:
     """Sums over rows the divergence between the distributions of steps; see ERL.
 
     Scores of a block of rows are made, used and made again in the backward pass, so that memory stays bounded.
@@ -212,13 +229,20 @@ def divergence(items: ItemTable, states: Tensor, temperature: float = 1.0, form:
         states: [T, K + 1, D].
         temperature: divides scores.
         form: which pairs, and which of the two is held fixed.
+        head_dtype: dtype of the matrix products with the catalog, where scores are linear; None is that of the states.
     """
+    dtype = None if head_dtype is None else getattr(torch, head_dtype)
     num_states = states.shape[1]
     if num_states < 2:
         return states.new_zeros(())
 
     def block(h: Tensor) -> Tensor:
-        scores = items.score(h)[..., 1:]  # padding is no candidate
+        head = None if dtype is None else items.linear_head(h)
+        if head is None:
+            scores = items.score(h)[..., 1:]  # padding is no candidate
+        else:
+            scores = F.linear(head.hidden.to(dtype), head.weight.to(dtype)).float()
+            scores = scores if head.bias is None else scores + head.bias
         log_p = (scores.double() if h.dtype == torch.float64 else scores.float()).div(temperature).log_softmax(-1)
         p, total = log_p.exp(), 0.0
         if form == "paper":

@@ -20,14 +20,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
 from lightrec import InputError, SequenceEncoder
 from lightrec.nn.attention import MultiHeadAttention
 from lightrec.nn.dropout import Dropout
 from lightrec.nn.sequence import last_state, valid_mask
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-
-from lightrec_rearec.attention import RememberingAttention, recording, remember, remembering_layers
+from lightrec_rearec.attention import AmbiguousPass, RememberingAttention, recording, remember, remembering_layers
 
 Aggregate = Literal["last", "mean"]
 Where = Literal["all", "last"]
@@ -223,17 +223,17 @@ class AttentiveReasoning(ReasoningEncoder):
 
     @torch.no_grad()
     def _works_by_position(self) -> bool:
-        """Tries whether a token changes the state of another: then something besides attention mixes positions."""
-        training, device = self.encoder.training, self.positions.device
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, 3, self.hidden_size, generator=generator).to(self.positions)
-        lengths = torch.full((2,), 3, device=device)
+        """Tries whether tokens change the state of one between them: then something besides attention mixes positions."""
+        training, generator = self.encoder.training, torch.Generator().manual_seed(0)
+        x = torch.randn(2, 3, self.hidden_size, generator=generator).to(next(self.encoder.parameters()))
+        lengths = torch.full((2,), 3, device=x.device)
         self.encoder.eval()
         try:
             _, memory = self.begin(x, lengths, "all")
-            other = torch.cat([x[:, :1], x[:, 1:].flip(0) + 1.0], 1)
-            alone, beside = (self.go_on(tokens, memory)[0][:, 0] for tokens in (x, other))
-        except RuntimeError:  # a layer that runs several times, or never
+            other = x.flip(0) + 1.0
+        other[:, 1] = x[:, 1]
+            alone, beside = (self.go_on(tokens, memory)[0][:, 1] for tokens in (x, other))
+        except AmbiguousPass:
             return False
         finally:
             self.encoder.train(training)
@@ -399,6 +399,6 @@ def _not_attention(encoder: SequenceEncoder) -> str:
 
 def _not_causal(encoder: SequenceEncoder) -> str:
     return (
-        f"{type(encoder).__name__} sees the future, so a reasoning step behind it would change the states of its items: "
+        f"{type(encoder).__name__} sees the future, so a step behind its items would change their states: "
         "take a causal encoder, or one of lightrec.nn.attention.MultiHeadAttention, which gets the prefix mask."
     )
