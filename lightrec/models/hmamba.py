@@ -221,7 +221,8 @@ class HMamba(_DistanceRecommender):
         init: `mamba`, long memory at first; `released`, the short one of Mamba4Rec's published code.
         factor: how curvature enters the scan: `flat-limit`, rate 0 times sqrt(1 + kappa); `paper`, times
             1 / sqrt(kappa); `none`, not at all.
-        kappa: minus the sectional curvature, at first.
+        kappa: minus the sectional curvature, at first; None is 4 / hidden_size, at which states as the last norm makes
+            them, sqrt(D) long, are at the hyperbolic radius sqrt(kappa) r = 2.
         learn_kappa: train it.
         power: score by the distance (1) or its square (2).
         temperature: what distances are divided by, at first.
@@ -245,7 +246,7 @@ class HMamba(_DistanceRecommender):
         dropout: float = 0.2,
         init: MambaInit = "mamba",
         factor: Factor = "flat-limit",
-        kappa: float = 1.0,
+        kappa: float | None = None,
         learn_kappa: bool = True,
         power: Literal[1, 2] = 2,
         temperature: float = 2.0,
@@ -257,6 +258,7 @@ class HMamba(_DistanceRecommender):
         warmup_steps: int = 0,
         decay: Decay = "constant",
     ):
+        kappa = 4 / hidden_size if kappa is None else kappa
         items = HyperbolicItems(
             num_items, hidden_size, kappa, learn_kappa, power, temperature, learn_temperature, "tangent", cap
         )

@@ -194,6 +194,14 @@ def test_items_scan_and_score_share_one_curvature():
     assert HMamba(30, learn_kappa=False, kappa=0.0).items.curvature() == 0  # flat space is a model too
 
 
+def test_the_first_curvature_puts_normed_states_at_radius_two_whatever_the_width():
+    for size in (8, 64, 256):
+        items = HMamba(30, hidden_size=size, state_size=4).items
+        radius = (items.curvature() * size).sqrt()  # of a state sqrt(D) long
+        assert abs(radius - 2) < 1e-3
+    assert abs(HMamba(30, hidden_size=8, kappa=0.3).items.curvature() - 0.3) < 1e-4
+
+
 def test_half_of_the_listing_is_mamba4rec_to_the_letter():
     """Taken literally, the Half branch of the paper's algorithm has no hyperbolic operation."""
     mamba = Mamba4Rec(30, hidden_size=8, state_size=4, init="released").eval()
