@@ -5,10 +5,10 @@ the first event to the last. Parallelism over time would cost three times the in
 enough programs for any GPU at the sizes of recommenders. A is multiplied by log2 e once, so a decay is one exp2. Loads
 of a step's x, delta, z are [BLOCK_D] and of B, C [BLOCK_N] slices in the callers' own layout; nothing is transposed.
 
-Backward goes through parts of `every` steps from the last to the first. It runs a part forward again from the kept
-state into a scratch that stays in the second-level cache, then backward. Gradients of B and C are summed over the
-channels of a tile, and those of A, D and the bias over the steps of a row, in buffers of their own that are added up
-afterwards in a fixed order: no atomics, so the result is the same every time.
+Backward goes through parts of four steps from the last to the first, two steps at a time, whose states it makes again
+from the kept one: as many as registers hold. Gradients of B and C are summed over the channels of a tile, and those of
+A, D and the bias over the steps of a row, in buffers of their own that are added up afterwards in a fixed order: no
+atomics, so the result is the same every time.
 
 A masked step (behind the end, or of a channel that is not there) has delta 0: it decays by 1 and adds nothing.
 
@@ -25,7 +25,7 @@ import triton.language as tl
 from lightrec.ops.registry import Kernel
 from torch import Tensor
 
-CHECKPOINT_EVERY = 16
+CHECKPOINT_EVERY = 4
 TILE = 512  # states of a program: 16 a lane
 _LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -54,22 +54,22 @@ def scan_forward(
     final_ptr,
     kept_ptr,
     length,
-    channels,
-    states,
+    channels: tl.constexpr,
+    states: tl.constexpr,
     x_sb,
-    x_st,
+    x_st: tl.constexpr,
     x_sd,
     delta_sb,
-    delta_st,
+    delta_st: tl.constexpr,
     delta_sd,
     z_sb,
-    z_st,
+    z_st: tl.constexpr,
     z_sd,
     B_sb,
-    B_st,
+    B_st: tl.constexpr,
     B_sn,
     C_sb,
-    C_st,
+    C_st: tl.constexpr,
     C_sn,
     SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr,
@@ -78,7 +78,6 @@ def scan_forward(
     HAS_INITIAL: tl.constexpr,
     HAS_RESETS: tl.constexpr,
     EVERY: tl.constexpr,
-    UNROLL: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -89,7 +88,12 @@ def scan_forward(
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     n = tl.arange(0, BLOCK_N)
     there = d < channels
-    state_there = there[:, None] & (n < states)[None, :]
+    n_there = n < states
+    if channels % BLOCK_D == 0:
+        there = tl.full([BLOCK_D], 1, tl.int1)
+    if states == BLOCK_N:
+        n_there = tl.full([BLOCK_N], 1, tl.int1)
+    state_there = there[:, None] & n_there[None, :]
     place = d[:, None] * states + n[None, :]
     a = tl.load(A_ptr + place, mask=state_there, other=0.0).to(tl.float32) * _LOG2E
     h = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
@@ -108,33 +112,110 @@ def scan_forward(
     C_ptr += row * C_sb + n * C_sn
     out_ptr += row * length * channels + d
     parts = tl.cdiv(length, EVERY)
+    kept_ptr += row * parts * channels * states + place
     for part in range(parts):
-        tl.store(kept_ptr + (row * parts + part) * channels * states + place, h, mask=state_there)
-        for start in range(part * EVERY, (part + 1) * EVERY, UNROLL):
-            for i in tl.static_range(UNROLL):
-                t = zero + start + i
-                inside = there & (t + d * 0 < length)
-                n_inside = (n < states) & (t + n * 0 < length)
-                u = tl.load(x_ptr + t * x_st, mask=inside, other=0.0).to(tl.float32)
-                step = tl.load(delta_ptr + t * delta_st, mask=inside, other=0.0).to(tl.float32) + bias
-                if SOFTPLUS:
-                    step = _softplus(step)
-                step = tl.where(inside, step, 0.0)
-                b = tl.load(B_ptr + t * B_st, mask=n_inside, other=0.0).to(tl.float32)
-                c = tl.load(C_ptr + t * C_st, mask=n_inside, other=0.0).to(tl.float32)
-                decay = tl.exp2(step[:, None] * a)
-                if HAS_RESETS:
-                    reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
-                    decay = tl.where(reset != 0, 0.0, decay)
-                h = decay * h + (step * u)[:, None] * b[None, :]
-                y = tl.sum(h * c[None, :], 1)
-                if HAS_D:
-                    y += skip * u
-                if HAS_Z:
-                    gate = tl.load(z_ptr + t * z_st, mask=inside, other=0.0).to(tl.float32)
-                    y *= gate * tl.sigmoid(gate)
-                tl.store(out_ptr + t * channels, y.to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(kept_ptr, h, mask=state_there)
+        kept_ptr += channels * states
+        for i in tl.static_range(EVERY):
+            t = zero + part * EVERY + i
+            inside = there & (t + d * 0 < length)
+            n_inside = n_there & (t + n * 0 < length)
+            u = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32)
+            step = tl.load(delta_ptr, mask=inside, other=0.0).to(tl.float32) + bias
+            b = tl.load(B_ptr, mask=n_inside, other=0.0).to(tl.float32)
+            c = tl.load(C_ptr, mask=n_inside, other=0.0).to(tl.float32)
+            if SOFTPLUS:
+                step = _softplus(step)
+            step = tl.where(inside, step, 0.0)
+            decay = tl.exp2(step[:, None] * a)
+            if HAS_RESETS:
+                reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
+                decay = tl.where(reset != 0, 0.0, decay)
+            h = decay * h + (step * u)[:, None] * b[None, :]
+            y = tl.sum(h * c[None, :], 1)
+            if HAS_D:
+                y += skip * u
+            if HAS_Z:
+                gate = tl.load(z_ptr, mask=inside, other=0.0).to(tl.float32)
+                y *= gate * tl.sigmoid(gate)
+            tl.store(out_ptr, y.to(out_ptr.dtype.element_ty), mask=inside)
+            # pointers walk: an address from a number of steps costs a multiplication
+            x_ptr += x_st
+            delta_ptr += delta_st
+            z_ptr += z_st
+            B_ptr += B_st
+            C_ptr += C_st
+            out_ptr += channels
     tl.store(final_ptr + row * channels * states + place, h, mask=state_there)
+
+
+@triton.jit
+def _step_back(
+    t, h, g, a, dA, dD, dbias, skip, bias, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, grad_out_ptr, B_ptr, C_ptr,
+    resets_ptr, dx_ptr, ddelta_ptr, dz_ptr, dB_ptr, dC_ptr, length,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESETS: tl.constexpr,
+):  # fmt: skip
+    """One step, h before it given: runs it forward, then backward."""
+    inside = there & (t + d * 0 < length)
+    n_inside = n_there & (t + n * 0 < length)
+    u = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32)
+    raw = tl.load(delta_ptr, mask=inside, other=0.0).to(tl.float32) + bias
+    step = raw
+    if SOFTPLUS:
+        step = _softplus(raw)
+    step = tl.where(inside, step, 0.0)
+    b = tl.load(B_ptr, mask=n_inside, other=0.0).to(tl.float32)
+    decay = tl.exp2(step[:, None] * a)
+    if HAS_RESETS:
+        reset = tl.load(resets_ptr + t, mask=t < length, other=0)
+        decay = tl.where(reset != 0, 0.0, decay)
+    left = decay * h
+    h = left + (step * u)[:, None] * b[None, :]
+    g, dA, dD, dbias = _gradients(
+        t, left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, z_ptr, grad_out_ptr, C_ptr,
+        dx_ptr, ddelta_ptr, dz_ptr, dB_ptr, dC_ptr, SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS,
+    )  # fmt: skip
+    return g, dA, dD, dbias
+
+
+@triton.jit
+def _gradients(
+    t, left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, z_ptr, grad_out_ptr, C_ptr,
+    dx_ptr, ddelta_ptr, dz_ptr, dB_ptr, dC_ptr,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Backward of one step whose state h = left + step u b is at hand; g enters as the gradient of h, and leaves as that
+    of the state before."""
+    c = tl.load(C_ptr, mask=n_inside, other=0.0).to(tl.float32)
+    dy = tl.load(grad_out_ptr, mask=inside, other=0.0).to(tl.float32)
+    if HAS_Z:
+        gate = tl.load(z_ptr, mask=inside, other=0.0).to(tl.float32)
+        sigmoid = tl.sigmoid(gate)
+        y = tl.sum(h * c[None, :], 1)
+        if HAS_D:
+            y += skip * u
+        dz = dy * y * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+        tl.store(dz_ptr, dz.to(dz_ptr.dtype.element_ty), mask=inside)
+        dy *= gate * sigmoid
+    tl.store(dC_ptr, tl.sum(dy[:, None] * h, 0), mask=n_inside)
+    g += dy[:, None] * c[None, :]
+    tl.store(dB_ptr, tl.sum((step * u)[:, None] * g, 0), mask=n_inside)
+    dsu = tl.sum(g * b[None, :], 1)  # gradient of step * u
+    exponent = g * left
+    dA += exponent * step[:, None]
+    dstep = dsu * u + tl.sum(exponent * a, 1) * (1.0 / _LOG2E)
+    if SOFTPLUS:
+        dstep *= tl.sigmoid(raw)
+    dstep = tl.where(inside, dstep, 0.0)
+    tl.store(ddelta_ptr, dstep.to(ddelta_ptr.dtype.element_ty), mask=inside)
+    dx = dsu * step
+    if HAS_D:
+        dx += skip * dy
+        dD += dy * u
+    tl.store(dx_ptr, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    if HAS_BIAS:
+        dbias += dstep
+    return decay * g, dA, dD, dbias
 
 
 @triton.jit
@@ -151,7 +232,6 @@ def scan_backward(
     bias_ptr,
     resets_ptr,
     kept_ptr,
-    scratch_ptr,
     dx_ptr,
     ddelta_ptr,
     dA_ptr,
@@ -162,25 +242,25 @@ def scan_backward(
     dbias_ptr,
     dinitial_ptr,
     length,
-    channels,
-    states,
+    channels: tl.constexpr,
+    states: tl.constexpr,
     grad_sb,
-    grad_st,
+    grad_st: tl.constexpr,
     grad_sd,
     x_sb,
-    x_st,
+    x_st: tl.constexpr,
     x_sd,
     delta_sb,
-    delta_st,
+    delta_st: tl.constexpr,
     delta_sd,
     z_sb,
-    z_st,
+    z_st: tl.constexpr,
     z_sd,
     B_sb,
-    B_st,
+    B_st: tl.constexpr,
     B_sn,
     C_sb,
-    C_st,
+    C_st: tl.constexpr,
     C_sn,
     SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr,
@@ -189,12 +269,11 @@ def scan_backward(
     HAS_RESETS: tl.constexpr,
     HAS_GRAD_FINAL: tl.constexpr,
     EVERY: tl.constexpr,
-    UNROLL: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Grid (channel tiles, rows). Contiguous float32: dA, dinitial [B, D, N], dD, dbias [B, D], dB, dC [tiles, B, L, N];
-    dx, ddelta, dz [B, L, D] in their inputs' dtypes; scratch [rows x tiles, EVERY, BLOCK_D, BLOCK_N]."""
+    dx, ddelta, dz [B, L, D] in their inputs' dtypes."""
     tile = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1).to(tl.int64)
     rows = tl.num_programs(1)
@@ -202,7 +281,12 @@ def scan_backward(
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     n = tl.arange(0, BLOCK_N)
     there = d < channels
-    state_there = there[:, None] & (n < states)[None, :]
+    n_there = n < states
+    if channels % BLOCK_D == 0:
+        there = tl.full([BLOCK_D], 1, tl.int1)
+    if states == BLOCK_N:
+        n_there = tl.full([BLOCK_N], 1, tl.int1)
+    state_there = there[:, None] & n_there[None, :]
     place = d[:, None] * states + n[None, :]
     a = tl.load(A_ptr + place, mask=state_there, other=0.0).to(tl.float32) * _LOG2E
     g = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)  # gradient of the state behind the step at hand
@@ -225,83 +309,63 @@ def scan_backward(
     dz_ptr += row * length * channels + d
     dB_ptr += (tile * rows + row) * length * states + n
     dC_ptr += (tile * rows + row) * length * states + n
-    own = tl.arange(0, BLOCK_D)[:, None] * BLOCK_N + n[None, :]
-    scratch_ptr += (row * tl.num_programs(0) + tile) * EVERY * BLOCK_D * BLOCK_N + own
     dA = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
     dD = tl.zeros([BLOCK_D], tl.float32)
     dbias = tl.zeros([BLOCK_D], tl.float32)
     parts = tl.cdiv(length, EVERY)
     for back in range(parts):
         part = parts - 1 - back
-        h = tl.load(kept_ptr + (row * parts + part) * channels * states + place, mask=state_there, other=0.0)
-        for start in range(0, EVERY, UNROLL):
-            for i in tl.static_range(UNROLL):
-                t = zero + part * EVERY + start + i
+        first = part * EVERY
+        # bases of the part: from here on, addresses differ by constants
+        xs, deltas, zs = x_ptr + first * x_st, delta_ptr + first * delta_st, z_ptr + first * z_st
+        Bs, Cs, grads = B_ptr + first * B_st, C_ptr + first * C_st, grad_out_ptr + first * grad_st
+        dxs, ddeltas, dzs = dx_ptr + first * channels, ddelta_ptr + first * channels, dz_ptr + first * channels
+        dBs, dCs = dB_ptr + first * states, dC_ptr + first * states
+        for pair in tl.static_range(EVERY // 2):
+            # the state before two steps, made again; then these two, the later one first
+            h = tl.load(kept_ptr + (row * parts + part) * channels * states + place, mask=state_there, other=0.0)
+            for i in tl.static_range(EVERY - 2 - 2 * pair):
+                t = zero + first + i
                 inside = there & (t + d * 0 < length)
-                tl.store(scratch_ptr + (start + i) * BLOCK_D * BLOCK_N, h)
-                u = tl.load(x_ptr + t * x_st, mask=inside, other=0.0).to(tl.float32)
-                step = tl.load(delta_ptr + t * delta_st, mask=inside, other=0.0).to(tl.float32) + bias
+                u = tl.load(xs + i * x_st, mask=inside, other=0.0).to(tl.float32)
+                step = tl.load(deltas + i * delta_st, mask=inside, other=0.0).to(tl.float32) + bias
                 if SOFTPLUS:
                     step = _softplus(step)
                 step = tl.where(inside, step, 0.0)
-                b = tl.load(B_ptr + t * B_st, mask=(n < states) & (t + n * 0 < length), other=0.0).to(tl.float32)
+                b = tl.load(Bs + i * B_st, mask=n_there & (t + n * 0 < length), other=0.0).to(tl.float32)
                 decay = tl.exp2(step[:, None] * a)
                 if HAS_RESETS:
                     reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
                     decay = tl.where(reset != 0, 0.0, decay)
                 h = decay * h + (step * u)[:, None] * b[None, :]
-        tl.debug_barrier()  # another lane may have written what this one reads
-        for start in range(0, EVERY, UNROLL):
-            for i in tl.static_range(UNROLL):
-                within = EVERY - 1 - start - i
-                t = zero + part * EVERY + within
-                inside = there & (t + d * 0 < length)
-                n_inside = (n < states) & (t + n * 0 < length)
-                before = tl.load(scratch_ptr + within * BLOCK_D * BLOCK_N)
-                u = tl.load(x_ptr + t * x_st, mask=inside, other=0.0).to(tl.float32)
-                raw = tl.load(delta_ptr + t * delta_st, mask=inside, other=0.0).to(tl.float32) + bias
-                step = raw
-                if SOFTPLUS:
-                    step = _softplus(raw)
-                step = tl.where(inside, step, 0.0)
-                b = tl.load(B_ptr + t * B_st, mask=n_inside, other=0.0).to(tl.float32)
-                c = tl.load(C_ptr + t * C_st, mask=n_inside, other=0.0).to(tl.float32)
-                dy = tl.load(grad_out_ptr + t * grad_st, mask=inside, other=0.0).to(tl.float32)
-                decay = tl.exp2(step[:, None] * a)
-                if HAS_RESETS:
-                    reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
-                    decay = tl.where(reset != 0, 0.0, decay)
-                before = decay * before  # what is left of the state
-                h = before + (step * u)[:, None] * b[None, :]
-                if HAS_Z:
-                    gate = tl.load(z_ptr + t * z_st, mask=inside, other=0.0).to(tl.float32)
-                    sigmoid = tl.sigmoid(gate)
-                    y = tl.sum(h * c[None, :], 1)
-                    if HAS_D:
-                        y += skip * u
-                    dz = dy * y * sigmoid * (1.0 + gate * (1.0 - sigmoid))
-                    tl.store(dz_ptr + t * channels, dz.to(dz_ptr.dtype.element_ty), mask=inside)
-                    dy *= gate * sigmoid
-                tl.store(dC_ptr + t * states, tl.sum(dy[:, None] * h, 0), mask=n_inside)
-                g += dy[:, None] * c[None, :]
-                tl.store(dB_ptr + t * states, tl.sum((step * u)[:, None] * g, 0), mask=n_inside)
-                dsu = tl.sum(g * b[None, :], 1)  # gradient of step * u
-                exponent = g * before
-                dA += exponent * step[:, None]
-                dstep = dsu * u + tl.sum(exponent * a, 1) * (1.0 / _LOG2E)
-                if SOFTPLUS:
-                    dstep *= tl.sigmoid(raw)
-                dstep = tl.where(inside, dstep, 0.0)
-                tl.store(ddelta_ptr + t * channels, dstep.to(ddelta_ptr.dtype.element_ty), mask=inside)
-                dx = dsu * step
-                if HAS_D:
-                    dx += skip * dy
-                    dD += dy * u
-                tl.store(dx_ptr + t * channels, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-                if HAS_BIAS:
-                    dbias += dstep
-                g = decay * g
-        tl.debug_barrier()  # before the next part overwrites it
+            t = zero + first + (EVERY - 2 - 2 * pair)
+            inside = there & (t + d * 0 < length)
+            n_inside = n_there & (t + n * 0 < length)
+            u = tl.load(xs + (EVERY - 2 - 2 * pair) * x_st, mask=inside, other=0.0).to(tl.float32)
+            raw = tl.load(deltas + (EVERY - 2 - 2 * pair) * delta_st, mask=inside, other=0.0).to(tl.float32) + bias
+            step = raw
+            if SOFTPLUS:
+                step = _softplus(raw)
+            step = tl.where(inside, step, 0.0)
+            b = tl.load(Bs + (EVERY - 2 - 2 * pair) * B_st, mask=n_inside, other=0.0).to(tl.float32)
+            decay = tl.exp2(step[:, None] * a)
+            if HAS_RESETS:
+                reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
+                decay = tl.where(reset != 0, 0.0, decay)
+            left = decay * h  # what is left of the state before
+            h = left + (step * u)[:, None] * b[None, :]
+            g, dA, dD, dbias = _step_back(
+                t + 1, h, g, a, dA, dD, dbias, skip, bias, there, n_there, d, n, xs + (EVERY - 1 - 2 * pair) * x_st,
+                deltas + (EVERY - 1 - 2 * pair) * delta_st, zs + (EVERY - 1 - 2 * pair) * z_st, grads + (EVERY - 1 - 2 * pair) * grad_st, Bs + (EVERY - 1 - 2 * pair) * B_st,
+                Cs + (EVERY - 1 - 2 * pair) * C_st, resets_ptr + row * length, dxs + (EVERY - 1 - 2 * pair) * channels, ddeltas + (EVERY - 1 - 2 * pair) * channels,
+                dzs + (EVERY - 1 - 2 * pair) * channels, dBs + (EVERY - 1 - 2 * pair) * states, dCs + (EVERY - 1 - 2 * pair) * states, length,
+                SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS, HAS_RESETS,
+            )  # fmt: skip
+            g, dA, dD, dbias = _gradients(
+                t, left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, zs + (EVERY - 2 - 2 * pair) * z_st,
+                grads + (EVERY - 2 - 2 * pair) * grad_st, Cs + (EVERY - 2 - 2 * pair) * C_st, dxs + (EVERY - 2 - 2 * pair) * channels, ddeltas + (EVERY - 2 - 2 * pair) * channels, dzs + (EVERY - 2 - 2 * pair) * channels,
+                dBs + (EVERY - 2 - 2 * pair) * states, dCs + (EVERY - 2 - 2 * pair) * states, SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS,
+            )  # fmt: skip
     tl.store(dA_ptr + row * channels * states + place, dA, mask=state_there)
     tl.store(dinitial_ptr + row * channels * states + place, g, mask=state_there)
     if HAS_D:
@@ -337,7 +401,7 @@ def forward(x, delta, A, B, C, D, z, delta_bias, initial_state, resets, softplus
         out, final, kept, length, channels, states,
         *x.stride(), *delta.stride(), *_or(z, x).stride(), *B.stride(), *C.stride(),
         softplus, D is not None, z is not None, delta_bias is not None, initial_state is not None, resets is not None,
-        every, _unroll(every), block_d, block_n, num_warps=1, **_OPTIONS,
+        every, block_d, block_n, num_warps=1, **_OPTIONS,
     )  # fmt: skip
     return out, final, kept
 
@@ -357,13 +421,12 @@ def backward(grad_out, grad_final, x, delta, A, B, C, D, z, delta_bias, resets, 
     if batch and channels:
         A, plain_D, bias, flags = _plain(A), _plain(D), _plain(delta_bias), _flags(resets)
         grad_final = None if grad_final is None else grad_final.float().contiguous()
-        scratch = kept.new_empty(batch * tiles * every * block_d * block_n)
         scan_backward[(tiles, batch)](
             grad_out, _or(grad_final, A), x, delta, A, B, C, _or(plain_D, A), _or(z, x), _or(bias, A), _or(flags, x),
-            kept, scratch, dx, ddelta, dA, dB, dC, dD, _or(dz, dx), dbias, dinitial, length, channels, states,
+            kept, dx, ddelta, dA, dB, dC, dD, _or(dz, dx), dbias, dinitial, length, channels, states,
             *grad_out.stride(), *x.stride(), *delta.stride(), *_or(z, x).stride(), *B.stride(), *C.stride(),
             softplus, D is not None, z is not None, bias is not None, flags is not None, grad_final is not None,
-            every, BACKWARD_UNROLL, block_d, block_n, num_warps=1, **_OPTIONS,
+            every, block_d, block_n, num_warps=1, **_OPTIONS,
         )  # fmt: skip
     else:
         dinitial.zero_()
@@ -380,13 +443,8 @@ def backward(grad_out, grad_final, x, delta, A, B, C, D, z, delta_bias, resets, 
     )
 
 
-BACKWARD_UNROLL = 1
 # Fused multiply-adds are what the counts suppose; the default of Triton is about to change.
 _OPTIONS = {} if INTERPRETED else {"enable_fp_fusion": True}
-
-
-def _unroll(every: int) -> int:
-    return 4 if every % 4 == 0 else 1
 
 
 def _plain(t: Tensor | None) -> Tensor | None:
