@@ -223,15 +223,18 @@ class AttentiveReasoning(ReasoningEncoder):
 
     @torch.no_grad()
     def _works_by_position(self) -> bool:
-        """Tries whether tokens change the state of one between them: then something besides attention mixes positions."""
+        """Tries whether tokens change the state of one between them: then more than attention mixes positions."""
         training, generator = self.encoder.training, torch.Generator().manual_seed(0)
         x = torch.randn(2, 3, self.hidden_size, generator=generator).to(next(self.encoder.parameters()))
         lengths = torch.full((2,), 3, device=x.device)
+        other = x.flip(0) + 1.0
+        other[:, 1] = x[:, 1]
         self.encoder.eval()
         try:
-            _, memory = self.begin(x, lengths, "all")
-            other = x.flip(0) + 1.0
-        other[:, 1] = x[:, 1]
+            where = "all" if self.causal else "last"
+            _, memory = self.begin(x, lengths, where)
+            if where == "last":
+                memory = [replace(layer, visible=layer.visible.expand(-1, -1, 3, -1)) for layer in memory]
             alone, beside = (self.go_on(tokens, memory)[0][:, 1] for tokens in (x, other))
         except AmbiguousPass:
             return False
