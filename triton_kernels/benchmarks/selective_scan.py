@@ -1,4 +1,4 @@
-"""Times the scan on a GPU: forward and backward, against the floor of the machine and against mamba_ssm, if it is there.
+"""Times the scan on a GPU: forward and backward, against the floor of the machine and against mamba_ssm if installed.
 
     python triton_kernels/benchmarks/selective_scan.py
 

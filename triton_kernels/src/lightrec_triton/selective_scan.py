@@ -22,8 +22,9 @@ import os
 import torch
 import triton
 import triton.language as tl
-from lightrec.ops.registry import Kernel
 from torch import Tensor
+
+from lightrec.ops.registry import Kernel
 
 CHECKPOINT_EVERY = 4
 TILE = 512  # states of a program: 16 a lane
@@ -172,7 +173,7 @@ def _step_back(
     left = decay * h
     h = left + (step * u)[:, None] * b[None, :]
     g, dA, dD, dbias = _gradients(
-        t, left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, z_ptr, grad_out_ptr, C_ptr,
+        left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, z_ptr, grad_out_ptr, C_ptr,
         dx_ptr, ddelta_ptr, dz_ptr, dB_ptr, dC_ptr, SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS,
     )  # fmt: skip
     return g, dA, dD, dbias
@@ -180,12 +181,12 @@ def _step_back(
 
 @triton.jit
 def _gradients(
-    t, left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, z_ptr, grad_out_ptr, C_ptr,
+    left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, z_ptr, grad_out_ptr, C_ptr,
     dx_ptr, ddelta_ptr, dz_ptr, dB_ptr, dC_ptr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Backward of one step whose state h = left + step u b is at hand; g enters as the gradient of h, and leaves as that
-    of the state before."""
+    """Backward of one step whose state h = left + step u b is at hand; g enters as the gradient of h, and leaves as
+    that of the state before. Pointers are those of the step."""
     c = tl.load(C_ptr, mask=n_inside, other=0.0).to(tl.float32)
     dy = tl.load(grad_out_ptr, mask=inside, other=0.0).to(tl.float32)
     if HAS_Z:
@@ -272,8 +273,8 @@ def scan_backward(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Grid (channel tiles, rows). Contiguous float32: dA, dinitial [B, D, N], dD, dbias [B, D], dB, dC [tiles, B, L, N];
-    dx, ddelta, dz [B, L, D] in their inputs' dtypes."""
+    """Grid (channel tiles, rows). Contiguous float32: dA, dinitial [B, D, N], dD, dbias [B, D], dB and dC
+    [tiles, B, L, N]; dx, ddelta, dz [B, L, D] in their inputs' dtypes."""
     tile = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1).to(tl.int64)
     rows = tl.num_programs(1)
@@ -355,16 +356,33 @@ def scan_backward(
             left = decay * h  # what is left of the state before
             h = left + (step * u)[:, None] * b[None, :]
             g, dA, dD, dbias = _step_back(
-                t + 1, h, g, a, dA, dD, dbias, skip, bias, there, n_there, d, n, xs + (EVERY - 1 - 2 * pair) * x_st,
-                deltas + (EVERY - 1 - 2 * pair) * delta_st, zs + (EVERY - 1 - 2 * pair) * z_st, grads + (EVERY - 1 - 2 * pair) * grad_st, Bs + (EVERY - 1 - 2 * pair) * B_st,
-                Cs + (EVERY - 1 - 2 * pair) * C_st, resets_ptr + row * length, dxs + (EVERY - 1 - 2 * pair) * channels, ddeltas + (EVERY - 1 - 2 * pair) * channels,
-                dzs + (EVERY - 1 - 2 * pair) * channels, dBs + (EVERY - 1 - 2 * pair) * states, dCs + (EVERY - 1 - 2 * pair) * states, length,
-                SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS, HAS_RESETS,
+                t + 1,
+                h, g, a, dA, dD, dbias, skip, bias, there, n_there, d, n,
+                xs + (EVERY - 1 - 2 * pair) * x_st,
+                deltas + (EVERY - 1 - 2 * pair) * delta_st,
+                zs + (EVERY - 1 - 2 * pair) * z_st,
+                grads + (EVERY - 1 - 2 * pair) * grad_st,
+                Bs + (EVERY - 1 - 2 * pair) * B_st,
+                Cs + (EVERY - 1 - 2 * pair) * C_st,
+                resets_ptr + row * length,
+                dxs + (EVERY - 1 - 2 * pair) * channels,
+                ddeltas + (EVERY - 1 - 2 * pair) * channels,
+                dzs + (EVERY - 1 - 2 * pair) * channels,
+                dBs + (EVERY - 1 - 2 * pair) * states,
+                dCs + (EVERY - 1 - 2 * pair) * states,
+                length, SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS, HAS_RESETS,
             )  # fmt: skip
             g, dA, dD, dbias = _gradients(
-                t, left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, zs + (EVERY - 2 - 2 * pair) * z_st,
-                grads + (EVERY - 2 - 2 * pair) * grad_st, Cs + (EVERY - 2 - 2 * pair) * C_st, dxs + (EVERY - 2 - 2 * pair) * channels, ddeltas + (EVERY - 2 - 2 * pair) * channels, dzs + (EVERY - 2 - 2 * pair) * channels,
-                dBs + (EVERY - 2 - 2 * pair) * states, dCs + (EVERY - 2 - 2 * pair) * states, SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS,
+                left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside,
+                zs + (EVERY - 2 - 2 * pair) * z_st,
+                grads + (EVERY - 2 - 2 * pair) * grad_st,
+                Cs + (EVERY - 2 - 2 * pair) * C_st,
+                dxs + (EVERY - 2 - 2 * pair) * channels,
+                ddeltas + (EVERY - 2 - 2 * pair) * channels,
+                dzs + (EVERY - 2 - 2 * pair) * channels,
+                dBs + (EVERY - 2 - 2 * pair) * states,
+                dCs + (EVERY - 2 - 2 * pair) * states,
+                SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS,
             )  # fmt: skip
     tl.store(dA_ptr + row * channels * states + place, dA, mask=state_there)
     tl.store(dinitial_ptr + row * channels * states + place, g, mask=state_there)
