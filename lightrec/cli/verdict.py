@@ -30,14 +30,22 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--kind", choices=plugins.KINDS, help="where several kinds have the name")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="X=VALUE", help="argument of its constructor, as hidden_size=16"
+        "--set",
+        action="append",
+        default=[],
+        metavar="X=VALUE",
+        help="argument of its constructor, as hidden_size=16; a part by its name",
+    )
+    parser.add_argument(
+        "--within", metavar="MODEL", help="model that an objective is checked in (default: a small SASRec)"
     )
     parser.add_argument("--skip", action="append", default=[], metavar="CHECK", help="leave a check out, as speed")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that a check may take (%(default)g)")
     options = parser.parse_args(argv)
     plugin = _find(options.name, options.kind)
     given = dict(_assignment(text) for text in options.set)
-    results, built = _results(plugin, given, options.skip, options.timeout, quiet=options.json)
+    job = {"plugin": asdict(plugin), "given": given, "within": options.within, "skip": options.skip}
+    results, built = _results(plugin, job, options.timeout, quiet=options.json)
     counts = {word: sum(r["status"] == word for r in results) for word in ("ok", "failed", "skipped")}
     if options.json:
         about = {
@@ -89,18 +97,16 @@ def _assignment(text: str) -> tuple[str, object]:
     return name, yaml.safe_load(value)
 
 
-def _results(
-    plugin: Plugin, given: dict, skip: list[str], timeout: float, quiet: bool
-) -> tuple[list[dict], dict | None]:
+def _results(plugin: Plugin, job: dict, timeout: float, quiet: bool) -> tuple[list[dict], dict | None]:
     """Runs all checks, in as many processes as it takes; returns results in order, and what the plug-in was built with.
 
     Raises:
-        InputError: the plug-in cannot be built with what was given; or `skip` names no check.
+        InputError: the plug-in cannot be built with what was given, or a check to skip is none.
     """
     results: list[dict] = []
     built = None
     while True:
-        job = {"plugin": asdict(plugin), "given": given, "skip": skip, "done": [r["check"] for r in results]}
+        job["done"] = [r["check"] for r in results]
         running = None
         with Worker("from lightrec.testing.verdict import answer; answer()", job) as worker:
             try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import nn
 
 from lightrec import plugins, testing
 from lightrec.errors import InputError
@@ -25,7 +26,7 @@ from lightrec.objectives.weighted import Weighted
 from lightrec.plugins import Plugin
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
 from lightrec.testing.contracts import has_step_form
-from lightrec.testing.setting import MAX_LENGTH, NUM_ITEMS, Factory, is_trained
+from lightrec.testing.setting import MAX_LENGTH, NUM_ITEMS, Factory, is_trained, sample_batch
 
 
 class Skip(Exception):
@@ -39,17 +40,20 @@ Check = tuple[str, Callable[[], str | None] | str]
 _SMALL = {"hidden_size": 32, "dropout": 0.1, "learning_rate": 1e-2}
 
 
-def checks_of(plugin: Plugin, given: dict) -> list[Check]:
+def checks_of(plugin: Plugin, given: dict, within: str | None = None) -> list[Check]:
     """Lists the checks of a plug-in that is imported already.
 
     Args:
         plugin: what to check.
-        given: arguments of its constructor.
+        given: arguments of its constructor; a part by its name.
+        within: name of the model that an objective is checked in; None is a small SASRec.
 
     Raises:
-        InputError: it cannot be built with these arguments.
+        InputError: it cannot be built with these arguments, or does not train this model.
     """
     target = plugins.load(plugin)
+    if within and plugin.kind != "objectives":
+        raise InputError(f"--within is for objectives; {plugin.name!r} belongs to {plugin.kind}.")
     if given and plugin.kind not in PARTS:
         raise InputError(f"--set is for {', '.join(PARTS)}; {plugin.name!r} belongs to {plugin.kind}.")
     if plugin.kind == "models":
@@ -57,7 +61,7 @@ def checks_of(plugin: Plugin, given: dict) -> list[Check]:
     if plugin.kind == "encoders":
         return _model_checks(partial(_around_encoder, target, given))
     if plugin.kind == "objectives":
-        return _objective_checks(target, given)
+        return _objective_checks(target, given, plugins.load(plugins.resolve("models", within)) if within else None)
     if plugin.kind == "kernels":
         return list(_kernel_checks(target))
     if plugin.kind == "datasets":
@@ -90,6 +94,8 @@ def build(kind: type, given: dict, num_items: int, max_length: int):
     for name, parameter in list(parameters.items())[1:]:
         if name in ("num_items", "max_length"):
             options[name] = num_items if name == "num_items" else max_length
+        elif isinstance(options.get(name), str) and (group := _part_group(hints.get(name))):
+            options[name] = build(plugins.load(plugins.resolve(group, options[name])), {}, num_items, max_length)
         elif name not in options and parameter.default is parameter.empty:
             part = _plain_part(hints.get(name), num_items, max_length, width)
             if part is None:
@@ -98,12 +104,23 @@ def build(kind: type, given: dict, num_items: int, max_length: int):
     try:
         part = kind(**options)
     except (TypeError, ValueError, InputError) as error:
-        shown = ", ".join(f"{name}={value}" for name, value in options.items())
+        shown = ", ".join(
+            f"{name}={type(value).__name__ if isinstance(value, nn.Module) else value}"
+            for name, value in options.items()
+        )
         raise InputError(f"{kind.__name__}({shown}) cannot be built: {error} Give other values with --set.") from error
     for module in part.modules():
         if isinstance(module, NegativeSampler) and module.proposal == "popularity":
             module.connect(torch.arange(num_items + 1))  # what the data would tell
     return part
+
+
+def _part_group(hint: object) -> str | None:
+    """Returns where the name of a part is looked up, by its annotation, `SequenceEncoder | None` too."""
+    hints = typing.get_args(hint) or (hint,)
+    return next(
+        (group for kind, group in ((SequenceEncoder, "encoders"), (Objective, "objectives")) if kind in hints), None
+    )
 
 
 def _plain_part(hint: object, num_items: int, max_length: int, width: int):
@@ -124,15 +141,17 @@ def _around_encoder(kind: type, given: dict, num_items: int, max_length: int) ->
     return EncoderRecommender(ItemEmbedding(num_items, encoder.hidden_size), encoder, objective, learning_rate=1e-2)
 
 
-def _below_objective(kind: type, given: dict, beside: bool, num_items: int, max_length: int) -> EncoderRecommender:
+def _below_objective(
+    kind: type, given: dict, model: type | None, beside: bool, num_items: int, max_length: int
+) -> SequenceRecommender:
     objective = build(kind, given, num_items, max_length)
+    if beside:
+        objective = Weighted([NextItem(), objective])
+    if model is not None:
+        return build(model, {"objective": objective}, num_items, max_length)
     width = _SMALL["hidden_size"]
-    return EncoderRecommender(
-        ItemEmbedding(num_items, width),
-        SASRecEncoder(max_length, width, dropout=0.1),
-        Weighted([NextItem(), objective]) if beside else objective,
-        learning_rate=1e-2,
-    )
+    encoder = SASRecEncoder(max_length, width, dropout=0.1)
+    return EncoderRecommender(ItemEmbedding(num_items, width), encoder, objective, learning_rate=1e-2)
 
 
 def _model_checks(factory: Factory) -> list[Check]:
@@ -166,9 +185,15 @@ def _model_checks(factory: Factory) -> list[Check]:
     ]
 
 
-def _objective_checks(kind: type, given: dict) -> list[Check]:
-    alone, beside = partial(_below_objective, kind, given, False), partial(_below_objective, kind, given, True)
-    alone(NUM_ITEMS, MAX_LENGTH)
+def _objective_checks(kind: type, given: dict, model: type | None) -> list[Check]:
+    alone, beside = (partial(_below_objective, kind, given, model, more) for more in (False, True))
+    recommender = alone(NUM_ITEMS, MAX_LENGTH)
+    full = sample_batch().map(lambda t: t[:1])  # one row, as long as allowed
+    try:
+        recommender.loss(full)
+    except (InputError, ValueError) as error:
+        name = "SASRec" if model is None else model.__name__
+        raise InputError(f"{kind.__name__} cannot train {name} ({error}) Name a model it can with --within.") from error
 
     def learns() -> str | None:
         try:

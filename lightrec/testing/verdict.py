@@ -37,7 +37,7 @@ def answer() -> None:
 
     torch.set_num_threads(1)
     try:
-        checks = checks_of(plugin, job["given"])
+        checks = checks_of(plugin, job["given"], job["within"])
         names = [name for name, _ in checks]
         if unknown := [name for name in job["skip"] if name not in names]:
             near = plugins.suggestion(unknown[0], names) or f"; checks: {', '.join(names)}."
