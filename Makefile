@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?= -n 2
+# Distributions of their own, each with its tests; lightrec works without any of them.
+PLUGINS := $(patsubst %/pyproject.toml,./%,$(wildcard plugins/*/pyproject.toml triton_kernels/pyproject.toml))
 
 .PHONY: help setup demo test docs lint clean
 .DEFAULT_GOAL := help
@@ -27,8 +29,11 @@ setup: $(VENV)/.installed  ## make the environment and install lightrec as it st
 demo: setup  ## train SASRec on MovieLens-100K, test it, and recommend films by title (under 10 minutes on 2 cores)
 	@LIGHTREC=$(BIN)/lightrec sh docs/demo.sh
 
-test: setup  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+test: setup  ## run the tests: what depends on kernels first without any plug-in, then all of them with every one
+	-@$(PIP) uninstall -q -y $(notdir $(filter ./plugins/%,$(PLUGINS))) lightrec-triton 2>/dev/null
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) tests/ops tests/nn tests/test_plugins.py
+	$(PIP) install -q -c constraints.txt $(PLUGINS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) tests plugins triton_kernels
 
 docs: setup  ## build the site into site/
 	$(BIN)/python -m mkdocs build --strict
