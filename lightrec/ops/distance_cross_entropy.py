@@ -61,7 +61,7 @@ def distance_cross_entropy(
     if limit is not None and kappa.requires_grad:
         raise ValueError(f"with a limit ({limit}) kappa has no gradient here: it must not require one.")
     if block_rows is None:
-        block_rows = max(32, min(1024, _BLOCK_BYTES // (4 * len(items))))
+        block_rows = max(32, min(256, _BLOCK_BYTES // (4 * len(items))))
     return _DistanceCrossEntropy.apply(rows, items, targets, kappa, log_temperature, power, limit, block_rows)
 
 
