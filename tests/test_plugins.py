@@ -15,7 +15,7 @@ GOOD = '''
 from lightrec.models.sasrec import SASRec as Base
 
 
-class HMamba(Base):
+class Gadget(Base):
     """A model of somebody else."""
 '''
 
@@ -43,8 +43,8 @@ def install(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def hmamba(install):
-    return install("lightrec-hmamba", "[lightrec.models]\nHMamba = lightrec_hmamba:HMamba\n", GOOD)
+def gadget(install):
+    return install("lightrec-gadget", "[lightrec.models]\nGadget = lightrec_gadget:Gadget\n", GOOD)
 
 
 def _message(kind, name):
@@ -60,19 +60,19 @@ def test_built_ins_are_declared_like_plug_ins_and_can_be_loaded():
             assert plugins.load(plugin).__name__ == plugin.path.rpartition(".")[2]
 
 
-def test_a_plug_in_is_found_by_name_without_being_imported(hmamba):
-    found = plugins.resolve("models", "HMamba")
-    assert (found.path, found.distribution, found.version) == ("lightrec_hmamba.HMamba", "lightrec-hmamba", "1.2")
-    assert hmamba not in sys.modules
+def test_a_plug_in_is_found_by_name_without_being_imported(gadget):
+    found = plugins.resolve("models", "Gadget")
+    assert (found.path, found.distribution, found.version) == ("lightrec_gadget.Gadget", "lightrec-gadget", "1.2")
+    assert gadget not in sys.modules
     assert plugins.summary(found) == "A model of somebody else."
-    assert hmamba not in sys.modules
+    assert gadget not in sys.modules
 
 
 def test_built_in_wins_and_the_homonym_has_a_full_name(install):
-    install("lightrec-rival", "[lightrec.models]\nSASRec = lightrec_rival:HMamba\n", GOOD)
+    install("lightrec-rival", "[lightrec.models]\nSASRec = lightrec_rival:Gadget\n", GOOD)
     assert plugins.resolve("models", "SASRec").builtin
-    assert plugins.resolve("models", "lightrec-rival:SASRec").path == "lightrec_rival.HMamba"
-    assert plugins.resolve("models", "Lightrec_Rival:SASRec").path == "lightrec_rival.HMamba"
+    assert plugins.resolve("models", "lightrec-rival:SASRec").path == "lightrec_rival.Gadget"
+    assert plugins.resolve("models", "Lightrec_Rival:SASRec").path == "lightrec_rival.Gadget"
     (rival,) = (p for p in plugins.installed("models") if p.distribution == "lightrec-rival")
     state = plugins.status(rival, plugins.installed("models"))
     assert state.word == "shadowed" and "built-in" in state.reason and "lightrec-rival:SASRec" in state.reason
@@ -80,7 +80,7 @@ def test_built_in_wins_and_the_homonym_has_a_full_name(install):
 
 def test_a_name_that_two_plug_ins_declare_is_never_guessed(install):
     for name in ("lightrec-a", "lightrec-b"):
-        install(name, f"[lightrec.models]\nTwin = {name.replace('-', '_')}:HMamba\n", GOOD)
+        install(name, f"[lightrec.models]\nTwin = {name.replace('-', '_')}:Gadget\n", GOOD)
     message = _message("models", "Twin")
     assert "lightrec-a:Twin" in message and "lightrec-b:Twin" in message
     found = plugins.installed("models")
@@ -89,10 +89,10 @@ def test_a_name_that_two_plug_ins_declare_is_never_guessed(install):
     assert plugins.resolve("models", "lightrec-b:Twin").distribution == "lightrec-b"
 
 
-def test_unknown_name_lists_near_matches_what_is_installed_and_what_is_broken(hmamba, install):
+def test_unknown_name_lists_near_matches_what_is_installed_and_what_is_broken(gadget, install):
     install("lightrec-sick", "[lightrec.models]\nSick = lightrec_sick:Sick\n", "import a_module_that_is_not_there\n")
-    message = _message("models", "HMamab")
-    assert "did you mean HMamba?" in message
+    message = _message("models", "Gagdet")
+    assert "did you mean Gadget?" in message
     assert "SASRec" in message
     assert "installed but broken: Sick of lightrec-sick 1.2 (ModuleNotFoundError" in message
 
@@ -122,7 +122,7 @@ def test_broken_plug_in_does_not_disturb_others(install):
 
 @pytest.mark.parametrize("requires", ["lightrec>=99", "lightrec (<0.0.1)", "lightrec==99.*", "lightrec ~=99.1"])
 def test_plug_in_for_another_lightrec_is_refused_with_both_versions(install, requires):
-    install("lightrec-old", "[lightrec.models]\nOld = lightrec_old:HMamba\n", GOOD, requires=requires)
+    install("lightrec-old", "[lightrec.models]\nOld = lightrec_old:Gadget\n", GOOD, requires=requires)
     assert "this is lightrec" in _message("models", "Old")
 
 
@@ -130,7 +130,7 @@ def test_plug_in_for_another_lightrec_is_refused_with_both_versions(install, req
     "requires", ["lightrec", "lightrec>=0.0.1,<99", "lightrec !=0.0.0", "lightrec>=99; extra == 'x'"]
 )
 def test_plug_in_for_this_lightrec_is_accepted(install, requires):
-    install("lightrec-fine", "[lightrec.models]\nFine = lightrec_fine:HMamba\n", GOOD, requires=requires)
+    install("lightrec-fine", "[lightrec.models]\nFine = lightrec_fine:Gadget\n", GOOD, requires=requires)
     assert plugins.resolve("models", "Fine").problem is None
 
 
@@ -146,17 +146,17 @@ def test_plug_in_for_this_lightrec_is_accepted(install, requires):
     ],
 )
 def test_a_plug_in_for_another_plug_in_api_is_refused(install, declared, reason):
-    entries = f"[lightrec.models]\nNew = lightrec_new:HMamba\n[lightrec.api]\n{declared}\n"
+    entries = f"[lightrec.models]\nNew = lightrec_new:Gadget\n[lightrec.api]\n{declared}\n"
     module = install("lightrec-new", entries, GOOD)
     if reason is None:
-        assert plugins.load(plugins.resolve("models", "New")).__name__ == "HMamba"
+        assert plugins.load(plugins.resolve("models", "New")).__name__ == "Gadget"
     else:
         assert reason in _message("models", "New")
         assert module not in sys.modules
 
 
 def test_a_group_that_nobody_reads_is_shown_with_the_right_one(install, capsys):
-    install("lightrec-typo", "[lightrec.model]\nTypo = lightrec_typo:HMamba\n", GOOD)
+    install("lightrec-typo", "[lightrec.model]\nTypo = lightrec_typo:Gadget\n", GOOD)
     assert main(["plugins", "list", "--json"]) == 0
     (row,) = (row for row in json.loads(capsys.readouterr().out) if row["name"] == "Typo")
     assert row["status"] == "incompatible" and "did it mean lightrec.models?" in row["reason"]
@@ -184,7 +184,7 @@ def test_a_name_of_the_wrong_kind_is_refused(install, kind, source, cause):
 
 
 def test_what_a_plug_in_prints_when_it_is_imported_stays_out_of_the_output(install, capsys):
-    install("lightrec-loud", "[lightrec.models]\nLoud = lightrec_loud:HMamba\n", "print('hello')\n" + GOOD)
+    install("lightrec-loud", "[lightrec.models]\nLoud = lightrec_loud:Gadget\n", "print('hello')\n" + GOOD)
     plugins.load(plugins.resolve("models", "Loud"))
     out, err = capsys.readouterr()
     assert (out, err) == ("", "hello\n")
@@ -238,7 +238,7 @@ def test_help_survives_any_source(install):
 
 
 def test_an_installation_that_was_cut_off_disturbs_nobody(install, tmp_path):
-    install("lightrec-fine", "[lightrec.models]\nFine = lightrec_fine:HMamba\n", GOOD)
+    install("lightrec-fine", "[lightrec.models]\nFine = lightrec_fine:Gadget\n", GOOD)
     for name, entries in (("half", "[lightrec.models]\nHalf = half:X\n"), ("odd", "lightrec.models\n= = =\n")):
         info = Path(sys.path[0]) / f"{name}-1.0.dist-info"
         info.mkdir()
@@ -246,20 +246,20 @@ def test_an_installation_that_was_cut_off_disturbs_nobody(install, tmp_path):
     assert "Fine" in {p.name for p in plugins.installed("models")}
 
 
-def test_environment_variable_restricts_plug_ins_but_not_built_ins(hmamba, monkeypatch):
+def test_environment_variable_restricts_plug_ins_but_not_built_ins(gadget, monkeypatch):
     monkeypatch.setenv("LIGHTREC_PLUGINS", "none")
     assert all(plugin.builtin for plugin in plugins.installed())
-    assert "LIGHTREC_PLUGINS=none hides others" in _message("models", "HMamba")
-    monkeypatch.setenv("LIGHTREC_PLUGINS", "lightrec_hmamba, other")
-    assert plugins.resolve("models", "HMamba").distribution == "lightrec-hmamba"
+    assert "LIGHTREC_PLUGINS=none hides others" in _message("models", "Gadget")
+    monkeypatch.setenv("LIGHTREC_PLUGINS", "lightrec_gadget, other")
+    assert plugins.resolve("models", "Gadget").distribution == "lightrec-gadget"
     monkeypatch.setenv("LIGHTREC_PLUGINS", "other")
-    assert "lightrec-hmamba" not in {plugin.distribution for plugin in plugins.installed()}
-    (hidden,) = (plugin for plugin in plugins.everything() if plugin.distribution == "lightrec-hmamba")
+    assert "lightrec-gadget" not in {plugin.distribution for plugin in plugins.installed()}
+    (hidden,) = (plugin for plugin in plugins.everything() if plugin.distribution == "lightrec-gadget")
     state = plugins.status(hidden, plugins.everything())
     assert (state.word, state.reason) == ("disabled", "LIGHTREC_PLUGINS=other leaves it out")
 
 
-def test_list_shows_each_with_its_state_and_checks_on_request(hmamba, install, capsys):
+def test_list_shows_each_with_its_state_and_checks_on_request(gadget, install, capsys):
     install("lightrec-sick", "[lightrec.models]\nSick = lightrec_sick:Sick\n", "raise RuntimeError('no')\n")
     assert main(["plugins", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
@@ -269,12 +269,12 @@ def test_list_shows_each_with_its_state_and_checks_on_request(hmamba, install, c
     assert main(["plugins", "list", "--json", "--check", "--kind", "models"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["Sick"]["status"], rows["Sick"]["reason"]) == ("broken", "RuntimeError: no")
-    assert rows["HMamba"]["status"] == "ok"
-    assert Path(rows["HMamba"]["location"]).name == "lightrec-hmamba"
+    assert rows["Gadget"]["status"] == "ok"
+    assert Path(rows["Gadget"]["location"]).name == "lightrec-gadget"
 
 
 def test_plugins_alone_lists_with_status_and_reason(install, capsys):
-    install("lightrec-old", "[lightrec.models]\nOld = lightrec_old:HMamba\n", GOOD, requires="lightrec>=99")
+    install("lightrec-old", "[lightrec.models]\nOld = lightrec_old:Gadget\n", GOOD, requires="lightrec>=99")
     assert main(["plugins"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Old "))
     assert line.split()[:6] == ["Old", "models", "lightrec-old", "1.2", "installed", "incompatible:"]
