@@ -4,14 +4,35 @@ The logits of a catalog are the largest tensor of a recommender: 4,096 positions
 much again for their gradient. Here a block of rows that fits the cache is multiplied, turned into a loss and into its
 gradient, and forgotten. The gradient is made in the forward pass, because the block is at hand there; the backward pass
 only scales it.
+
+A kernel is one function (`lightrec.ops.registry.Kernel`, its `backward` stays None):
+
+    forward(hidden, weight, targets, bias, matmul_dtype, block_rows, needs)
+        -> the sum over rows, a float32 scalar (float64 for float64 hidden), then the gradients of hidden, weight and
+        bias for an upstream gradient of 1, in that dtype; None for each of the three that `needs` says no to.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from lightrec.ops import registry
+
+OP = "linear_cross_entropy"
 _BLOCK_BYTES = 8 * 2**20  # two float32 blocks of this size stay in a core's share of the last-level cache
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What decides whether a kernel can run."""
+
+    hidden_size: int = 64
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    matmul_dtype: torch.dtype = torch.float32
 
 
 def linear_cross_entropy(
@@ -21,6 +42,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     matmul_dtype: torch.dtype | None = None,
     block_rows: int | None = None,
+    kernel: str | None = None,
 ) -> Tensor:
     """Sums -log softmax(hidden @ weight.T + bias)[target] over rows.
 
@@ -31,13 +53,15 @@ def linear_cross_entropy(
         bias: [V] or None.
         matmul_dtype: dtype of the three matrix products; None is that of autocast if it is on, else float32. Softmax,
             loss and the accumulated weight gradient are float32 always (float64 for float64 input).
-        block_rows: rows at a time; None chooses what stays in cache.
+        block_rows: rows at a time; None chooses what stays in cache. A kernel for a GPU has sizes of its own.
+        kernel: name of a kernel; None leaves it to `lightrec.ops.registry`.
 
     Returns:
         Scalar sum (not mean: the caller knows over what to average), float32.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or an unknown kernel.
+        RuntimeError: a kernel asked for by name cannot run.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -52,44 +76,55 @@ def linear_cross_entropy(
         matmul_dtype = torch.float64
     if block_rows is None:
         block_rows = max(64, min(1024, _BLOCK_BYTES // (4 * len(weight))))
-    return _LinearCrossEntropy.apply(hidden, weight, targets, bias, matmul_dtype, block_rows)
+    forward = _torch_forward
+    if not torch.compiler.is_compiling():
+        spec = HeadSpec(hidden.shape[1], hidden.device.type, hidden.dtype, matmul_dtype)
+        forward = registry.choose(OP, spec, kernel).forward
+    return _LinearCrossEntropy.apply(hidden, weight, targets, bias, matmul_dtype, block_rows, forward)
+
+
+def _torch_forward(hidden, weight, targets, bias, matmul_dtype, block_rows, needs):
+    """The `torch` kernel; see the contract."""
+    exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    x, w = hidden.to(matmul_dtype), weight.to(matmul_dtype)
+    need_x, need_w, need_b = needs
+    total = hidden.new_zeros((), dtype=exact)
+    grad_x = torch.empty_like(hidden, dtype=exact) if need_x else None
+    grad_w = torch.zeros_like(weight, dtype=exact) if need_w else None
+    grad_b = torch.zeros_like(bias, dtype=exact) if need_b else None
+    for start in range(0, len(x), block_rows):
+        rows = slice(start, start + block_rows)
+        xb, column = x[rows], targets[rows, None]
+        logits = (xb @ w.T).to(exact)
+        if bias is not None:
+            logits += bias
+        gold = logits.gather(1, column)
+        peak, prob = logits.amax(1, keepdim=True), torch.softmax(logits, 1)
+        # the largest probability is 1 / sum(exp(logit - peak)): the normaliser for free, and no underflow
+        total += (peak - prob.amax(1, keepdim=True).log() - gold).sum()
+        if not (need_x or need_w or need_b):
+            continue
+        prob.scatter_add_(1, column, prob.new_full((), -1.0).expand_as(column))  # d loss / d logits
+        if need_b:
+            grad_b += prob.sum(0)
+        prob = prob.to(matmul_dtype)
+        if need_x:
+            grad_x[rows] = prob @ w
+        if need_w:
+            if matmul_dtype == exact:
+                grad_w.addmm_(prob.T, xb)
+            else:
+                grad_w += prob.T @ xb
+    return total, grad_x, grad_w, grad_b
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, bias, matmul_dtype, block_rows):
-        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    def forward(ctx, hidden, weight, targets, bias, matmul_dtype, block_rows, forward):
+        needs = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         with torch.autocast(hidden.device.type, enabled=False):
-            x, w = hidden.to(matmul_dtype), weight.to(matmul_dtype)
-            need_x, need_w, need_b = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
-            total = hidden.new_zeros((), dtype=exact)
-            grad_x = torch.empty_like(hidden, dtype=exact) if need_x else None
-            grad_w = torch.zeros_like(weight, dtype=exact) if need_w else None
-            grad_b = torch.zeros_like(bias, dtype=exact) if need_b else None
-            for start in range(0, len(x), block_rows):
-                rows = slice(start, start + block_rows)
-                xb, column = x[rows], targets[rows, None]
-                logits = (xb @ w.T).to(exact)
-                if bias is not None:
-                    logits += bias
-                gold = logits.gather(1, column)
-                peak, prob = logits.amax(1, keepdim=True), torch.softmax(logits, 1)
-                # the largest probability is 1 / sum(exp(logit - peak)): the normaliser for free, and no underflow
-                total += (peak - prob.amax(1, keepdim=True).log() - gold).sum()
-                if not (need_x or need_w or need_b):
-                    continue
-                prob.scatter_add_(1, column, prob.new_full((), -1.0).expand_as(column))  # d loss / d logits
-                if need_b:
-                    grad_b += prob.sum(0)
-                prob = prob.to(matmul_dtype)
-                if need_x:
-                    grad_x[rows] = prob @ w
-                if need_w:
-                    if matmul_dtype == exact:
-                        grad_w.addmm_(prob.T, xb)
-                    else:
-                        grad_w += prob.T @ xb
-        ctx.save_for_backward(grad_x, grad_w, grad_b)
+            total, *gradients = forward(hidden, weight, targets, bias, matmul_dtype, block_rows, needs)
+        ctx.save_for_backward(*gradients)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
@@ -104,4 +139,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_b is None else grad_b * grad,
             None,
             None,
+            None,
         )
+
+
+registry.register_op(OP, lambda device: HeadSpec(device=device))
+registry.register_kernel(registry.Kernel(OP, "torch", _torch_forward, None, lambda spec: None, priority=0))

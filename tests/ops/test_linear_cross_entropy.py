@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lightrec.ops import registry
 from lightrec.ops.linear_cross_entropy import linear_cross_entropy
 
 # Rounding of float32 sums over a few hundred terms; the blocks change their order.
@@ -109,3 +110,13 @@ def test_shapes_that_do_not_fit_are_refused(change):
             linear_cross_entropy(hidden[:, :3], weight, targets, bias)
         else:
             linear_cross_entropy(hidden, weight, targets[:2], bias)
+
+
+def test_the_kernel_is_chosen_by_name_and_a_name_of_another_op_leaves_it_alone():
+    args = inputs(7, 11)
+    expected = linear_cross_entropy(*args)
+    assert torch.equal(linear_cross_entropy(*args, kernel="torch"), expected)
+    with registry.use_kernel("reference"):  # which only the scan has
+        assert torch.equal(linear_cross_entropy(*args), expected)
+    with pytest.raises(ValueError, match="no kernel 'nothing'"):
+        linear_cross_entropy(*args, kernel="nothing")

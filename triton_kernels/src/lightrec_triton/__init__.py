@@ -3,6 +3,7 @@
 
 def kernels():
     """Returns the kernels of this distribution; imports Triton."""
+    from lightrec_triton.cross_entropy import kernels as heads
     from lightrec_triton.selective_scan import kernels as scans
 
-    return scans()
+    return [*scans(), *heads()]

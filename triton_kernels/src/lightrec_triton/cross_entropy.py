@@ -1,0 +1,212 @@
+"""The cross-entropy over a large catalog of `lightrec.ops.linear_cross_entropy` in Triton; the logits never exist.
+
+Three kernels multiply tiles of rows with tiles of items. The first keeps, for each row, a running maximum and sum of
+exponentials (an online logsumexp). The other two make the tiles again: one owns rows and adds up the gradient of
+hidden, one owns items and adds up those of weight and bias. Each sum is one program's, in a fixed order: no atomics.
+Sums are float32 whatever the tensors are.
+
+Checked in the interpreter and compiled ahead of time; not yet timed on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from lightrec.ops.registry import Kernel
+from lightrec_triton.selective_scan import INTERPRETED, only_by_name
+
+LARGEST_HIDDEN = 256
+NUM_WARPS = 4
+
+
+def tiles(hidden_size: int) -> tuple[int, int, int]:
+    """Rows, items and padded hidden size of a tile: what registers hold beside the sums."""
+    block_k = max(16, triton.next_power_of_2(hidden_size))
+    return (64, 64, block_k) if block_k <= 128 else (32, 32, block_k)
+
+
+_WIDE = tl.constexpr(INTERPRETED)  # the interpreter multiplies the bits of bfloat16 as integers
+
+
+@triton.jit
+def _product(a, b):
+    """a @ b with sums in float32."""
+    if _WIDE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _tile(x, w_ptr, bias_ptr, v, k, items, size, HAS_BIAS: tl.constexpr):
+    """Items' vectors [BLOCK_ITEMS, BLOCK_K], and the logits of rows x [BLOCK_ROWS, BLOCK_K]; -inf where no item is."""
+    w = tl.load(
+        w_ptr + v.to(tl.int64)[:, None] * size + k[None, :], mask=(v < items)[:, None] & (k < size)[None, :], other=0.0
+    )
+    logits = _product(x, tl.trans(w))
+    if HAS_BIAS:
+        logits += tl.load(bias_ptr + v, mask=v < items, other=0.0).to(tl.float32)[None, :]
+    return w, tl.where((v < items)[None, :], logits, float("-inf"))
+
+
+@triton.jit
+def loss_kernel(
+    x_ptr,
+    w_ptr,
+    target_ptr,
+    bias_ptr,
+    loss_ptr,
+    lse_ptr,
+    rows,
+    items,
+    size: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_ITEMS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Grid (row tiles). Contiguous x [T, D], w [V, D], targets [T] int64, bias [V], loss and lse [T] float32."""
+    t = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    k = tl.arange(0, BLOCK_K)
+    there = t < rows
+    x = tl.load(
+        x_ptr + t.to(tl.int64)[:, None] * size + k[None, :], mask=there[:, None] & (k < size)[None, :], other=0.0
+    )
+    target = tl.load(target_ptr + t, mask=there, other=0)
+    peak = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    gold = tl.zeros([BLOCK_ROWS], tl.float32)
+    for start in range(0, items, BLOCK_ITEMS):
+        v = start + tl.arange(0, BLOCK_ITEMS)
+        _, logits = _tile(x, w_ptr, bias_ptr, v, k, items, size, HAS_BIAS)
+        higher = tl.maximum(peak, tl.max(logits, 1))
+        total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), 1)
+        peak = higher
+        gold += tl.sum(tl.where(v[None, :] == target[:, None], logits, 0.0), 1)
+    lse = peak + tl.log(total)
+    tl.store(lse_ptr + t, lse, mask=there)
+    tl.store(loss_ptr + t, lse - gold, mask=there)
+
+
+@triton.jit
+def hidden_kernel(
+    x_ptr,
+    w_ptr,
+    target_ptr,
+    bias_ptr,
+    lse_ptr,
+    grad_ptr,
+    rows,
+    items,
+    size: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_ITEMS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Grid (row tiles): the gradient of hidden, [T, D] float32."""
+    t = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    k = tl.arange(0, BLOCK_K)
+    there = t < rows
+    inside = there[:, None] & (k < size)[None, :]
+    place = t.to(tl.int64)[:, None] * size + k[None, :]
+    x = tl.load(x_ptr + place, mask=inside, other=0.0)
+    target = tl.load(target_ptr + t, mask=there, other=0)
+    lse = tl.load(lse_ptr + t, mask=there, other=0.0)
+    grad = tl.zeros([BLOCK_ROWS, BLOCK_K], tl.float32)
+    for start in range(0, items, BLOCK_ITEMS):
+        v = start + tl.arange(0, BLOCK_ITEMS)
+        w, logits = _tile(x, w_ptr, bias_ptr, v, k, items, size, HAS_BIAS)
+        slope = tl.exp(logits - lse[:, None]) - tl.where(v[None, :] == target[:, None], 1.0, 0.0)
+        grad += _product(slope.to(w.dtype), w)
+    tl.store(grad_ptr + place, grad, mask=inside)
+
+
+@triton.jit
+def weight_kernel(
+    x_ptr,
+    w_ptr,
+    target_ptr,
+    bias_ptr,
+    lse_ptr,
+    grad_ptr,
+    grad_bias_ptr,
+    rows,
+    items,
+    size: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_ITEMS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Grid (item tiles): the gradients of weight [V, D] and bias [V], float32."""
+    v = tl.program_id(0) * BLOCK_ITEMS + tl.arange(0, BLOCK_ITEMS)
+    k = tl.arange(0, BLOCK_K)
+    inside = (v < items)[:, None] & (k < size)[None, :]
+    place = v.to(tl.int64)[:, None] * size + k[None, :]
+    w = tl.load(w_ptr + place, mask=inside, other=0.0)
+    bias = tl.zeros([BLOCK_ITEMS], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + v, mask=v < items, other=0.0).to(tl.float32)
+    grad = tl.zeros([BLOCK_ITEMS, BLOCK_K], tl.float32)
+    grad_bias = tl.zeros([BLOCK_ITEMS], tl.float32)
+    for start in range(0, rows, BLOCK_ROWS):
+        t = start + tl.arange(0, BLOCK_ROWS)
+        there = t < rows
+        mask = there[:, None] & (k < size)[None, :]
+        x = tl.load(x_ptr + t.to(tl.int64)[:, None] * size + k[None, :], mask=mask, other=0.0)
+        target = tl.load(target_ptr + t, mask=there, other=-1)
+        lse = tl.load(lse_ptr + t, mask=there, other=float("inf"))  # a row that is not there weighs nothing
+        logits = _product(w, tl.trans(x)) + bias[:, None]
+        slope = tl.exp(logits - lse[None, :]) - tl.where(v[:, None] == target[None, :], 1.0, 0.0)
+        grad += _product(slope.to(x.dtype), x)
+        grad_bias += tl.sum(slope, 1)
+    tl.store(grad_ptr + place, grad, mask=inside)
+    if HAS_BIAS:
+        tl.store(grad_bias_ptr + v, grad_bias, mask=v < items)
+
+
+def forward(hidden, weight, targets, bias, matmul_dtype, block_rows, needs):
+    """See the contract of the op."""
+    need_x, need_w, need_b = needs
+    rows, size = hidden.shape
+    items = len(weight)
+    grad_x = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if need_x else None
+    grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=hidden.device) if need_w else None
+    grad_b = torch.zeros(items, dtype=torch.float32, device=hidden.device) if need_b else None
+    if not rows:
+        return hidden.new_zeros((), dtype=torch.float32), grad_x, grad_w, grad_b
+    x, w = hidden.detach().to(matmul_dtype).contiguous(), weight.detach().to(matmul_dtype).contiguous()
+    targets = targets.contiguous()
+    loss = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+    lse = torch.empty_like(loss)
+    offset = loss if bias is None else bias.detach().contiguous()
+    tile = tiles(size)
+    row_tiles, item_tiles = triton.cdiv(rows, tile[0]), triton.cdiv(items, tile[1])
+    sizes = rows, items, size, bias is not None, *tile
+    loss_kernel[(row_tiles,)](x, w, targets, offset, loss, lse, *sizes, num_warps=NUM_WARPS)
+    if need_x:
+        hidden_kernel[(row_tiles,)](x, w, targets, offset, lse, grad_x, *sizes, num_warps=NUM_WARPS)
+    if need_w or need_b:
+        made = torch.empty_like(w, dtype=torch.float32) if grad_w is None else grad_w
+        of_bias = torch.empty(items, dtype=torch.float32, device=hidden.device) if grad_b is None else grad_b
+        weight_kernel[(item_tiles,)](x, w, targets, offset, lse, made, of_bias, *sizes, num_warps=NUM_WARPS)
+    return loss.sum(), grad_x, grad_w, grad_b
+
+
+def accepts(spec) -> str | None:
+    """None, or why this kernel cannot run a call."""
+    if torch.float64 in (spec.dtype, spec.matmul_dtype):
+        return "Triton's cross-entropy sums in float32; float64 needs the torch kernel"
+    if spec.hidden_size > LARGEST_HIDDEN:
+        return f"hidden size {spec.hidden_size}; a tile holds {LARGEST_HIDDEN} at most"
+    if spec.device == "cpu":
+        return None if INTERPRETED else "a CPU needs Triton's interpreter: set TRITON_INTERPRET=1"
+    if spec.device != "cuda":
+        return f"Triton compiles for CUDA and ROCm, not for {spec.device}"
+    return None if not INTERPRETED else "TRITON_INTERPRET=1 is set: nothing is compiled for a GPU"
+
+
+def kernels() -> list[Kernel]:
+    return [Kernel("linear_cross_entropy", "triton", forward, None, accepts, priority=50, only_by_name=only_by_name)]
