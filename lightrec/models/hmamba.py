@@ -338,7 +338,7 @@ class HMambaFull(_DistanceRecommender):
         decay: how the learning rate falls until the last step.
 
     Raises:
-        InputError: another curvature than 1 with `released`.
+        InputError: another curvature than 1 with `released`, or a width at which its clip leaves no gradient.
     """
 
     def __init__(
@@ -367,6 +367,11 @@ class HMambaFull(_DistanceRecommender):
                 raise InputError(
                     f"compat='released' has curvature 1 only, got kappa={kappa}, learn_kappa={learn_kappa}: take "
                     "compat='algorithm1' or HMamba."
+                )
+            if hidden_size >= 99:  # normed states have -<h, origin> = sqrt(1 + D), and the clip is at 10
+                raise InputError(
+                    f"compat='released' cannot learn with hidden_size ({hidden_size}): from 99 on its clip leaves no "
+                    "score a gradient; take 64, as published, or HMamba."
                 )
             items = ReleasedHyperbolicItems(num_items, hidden_size)
             objective = Weighted([objective, PointNorm()], [1.0, norm_reg]) if norm_reg else objective

@@ -320,6 +320,14 @@ def test_the_clip_of_the_released_score_saturates_and_the_default_never_does():
     assert shares[0] < 0.01 and 0.1 < shares[1] < 0.3 and 0.6 < shares[2] < 0.85 and shares[3] > 0.9
 
 
+def test_the_released_full_is_refused_at_widths_at_which_nothing_has_a_gradient():
+    hidden = F.layer_norm(torch.randn(20, 128), (128,))
+    assert ReleasedHyperbolicItems(200, 128).saturated(hidden) > 0.99
+    with pytest.raises(InputError, match=r"hidden_size \(128\): from 99 on"):
+        HMambaFull(200, hidden_size=128)
+    HMambaFull(200, hidden_size=128, compat="algorithm1")
+
+
 @pytest.mark.parametrize("kind", [HMamba, HMambaFull])
 def test_training_logs_the_share_of_saturated_logits(kind, tmp_path):
     data = toy_data(tmp_path, max_length=10)
