@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from torch.utils import _pytree as pytree
 
 from lightrec import Batch, InputError, testing
 from lightrec.cli import main
@@ -423,6 +424,33 @@ def test_the_oracle_takes_the_list_with_the_better_place_of_the_target():
 
 
 # 8. cost
+
+
+@pytest.mark.parametrize(
+    "make", [CAUSAL["GRU"], CAUSAL["Mamba"], partial(GRU4RecEncoder, D), partial(Mamba4RecEncoder, D)]
+)
+def test_a_history_read_whole_leaves_the_state_that_steps_reach(make):
+    wrapped, (x, lengths) = reason_with(make(), 2).double().eval(), vectors()
+    assert wrapped._notes_agree
+    found, expected = wrapped.begin(x, lengths, "last"), wrapped._stepped(x, lengths, "last")
+    for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        assert torch.allclose(a, b, **EXACT)
+
+
+def test_an_encoder_with_another_state_than_its_layers_note_is_read_by_steps():
+    class Halved(GRU4RecEncoder):
+        def step(self, x_t, state):
+            hidden, state = super().step(x_t, [2 * s for s in state])
+            return hidden, [s / 2 for s in state]
+
+        def mix(self, x, lengths):
+            return super().mix(x, lengths)
+
+    wrapped, (x, lengths) = reason_with(Halved(D), 2).double().eval(), vectors()
+    assert not wrapped._notes_agree
+    repeated = RepeatedReasoning(copy.deepcopy(wrapped.encoder), 2).double().eval()
+    repeated.load_state_dict(wrapped.state_dict())
+    assert torch.allclose(wrapped.reason(x, lengths), repeated.reason(x, lengths), **EXACT)
 
 
 def test_a_step_costs_far_less_than_the_history():

@@ -117,4 +117,5 @@ def remember(layer: RememberingAttention, heard: list[Tensor], visible: Tensor) 
     if len(heard) != 1:
         raise AmbiguousPass(f"an attention layer ran {len(heard)} times in one pass: its keys cannot be told apart.")
     key, value = heard[0].chunk(2, -1)
-    return Remembered(layer.split(key), layer.split(value), visible)
+    # one copy here, or the products of every step would make one each
+    return Remembered(layer.split(key).contiguous(), layer.split(value).contiguous(), visible)

@@ -16,6 +16,7 @@ Shapes: B batch, L items, Q positions that reason (L, or 1 for the last), K num_
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from lightrec.nn.attention import MultiHeadAttention
 from lightrec.nn.dropout import Dropout
 from lightrec.nn.sequence import last_state, valid_mask
 from lightrec_rearec.attention import AmbiguousPass, RememberingAttention, recording, remember, remembering_layers
+from lightrec_rearec.recurrence import noting, noting_layers
 
 Aggregate = Literal["last", "mean"]
 Where = Literal["all", "last"]
@@ -246,8 +248,9 @@ class AttentiveReasoning(ReasoningEncoder):
 class RecurrentReasoning(ReasoningEncoder):
     """Reasoning with an encoder that goes on event by event: a reasoning token is one more step from its state.
 
-    The history is read by steps, too, because the state after the last real item is needed. It goes on event by event
-    itself: its state is the encoder's, and reasoning begins anew after each event.
+    The history is read whole where its layers can note their state (a GRU, a Mamba mixer), else by steps, too; so it
+    is where all positions reason. The wrapper goes on event by event itself: its state is the encoder's, and reasoning
+    begins anew after each event.
 
     Args:
         encoder: causal, with `init_state` and `step`.
@@ -269,7 +272,31 @@ class RecurrentReasoning(ReasoningEncoder):
                 "AttentiveReasoning, or let ReaRec choose."
             )
 
+        self._layers = noting_layers(encoder) if num_steps else []
+        self._notes_agree = bool(self._layers) and self._notes_are_steps()
+
+    def _start(self, x: Tensor, lengths: Tensor, where: Where) -> tuple[Tensor, Any]:
+        if where == "all" or not self._notes_agree:
+            return super()._start(x, lengths, where)
+        # the encoder's own way to the last state, which leaves out what is not read
+        return self._noted(lambda: self.encoder.last(x, lengths), lengths)
+
     def begin(self, x: Tensor, lengths: Tensor, where: Where) -> tuple[Tensor, Any]:
+        if where == "last" and self._notes_agree:
+            return self._noted(lambda: last_state(self.encoder.mix(x, lengths), lengths), lengths)
+        return self._stepped(x, lengths, where)
+
+    def _noted(self, run: Callable[[], Tensor], lengths: Tensor) -> tuple[Tensor, Any]:
+        """Reads whole sequences: r_0 [B, 1, D] and the state after the last real item."""
+        with noting(self._layers, lengths) as heard:
+            first = run()
+        state = self.encoder.init_state(1, first.device)
+        return first[:, None], pytree.tree_unflatten(
+            [n for notes in heard for n in notes], pytree.tree_structure(state)
+        )
+
+    def _stepped(self, x: Tensor, lengths: Tensor, where: Where) -> tuple[Tensor, Any]:
+        """Reads event by event."""
         state, hidden, first = self.encoder.init_state(len(x), x.device), [], None
         states = []
         for t in range(x.shape[1]):
@@ -303,6 +330,26 @@ class RecurrentReasoning(ReasoningEncoder):
         if not self.num_steps:
             return hidden, state
         return self.combine(self.think(hidden[:, None], state))[:, 0], state
+
+    @torch.no_grad()
+    def _notes_are_steps(self) -> bool:
+        """Tries whether what the layers note is the state that steps reach."""
+        training, generator = self.encoder.training, torch.Generator().manual_seed(0)
+        x = torch.randn(2, 6, self.hidden_size, generator=generator).to(next(self.encoder.parameters()))
+        lengths = torch.tensor([6, 2], device=x.device)
+        self.encoder.eval()
+        try:
+            with noting(self._layers, lengths) as heard:
+                first = last_state(self.encoder.mix(x, lengths), lengths)
+            second, state = self._stepped(x, lengths, "last")
+        finally:
+            self.encoder.train(training)
+        expected = [second[:, 0], *pytree.tree_leaves(state)]
+        found = [first, *(note for notes in heard for note in notes)]
+        return len(found) == len(expected) and all(
+            a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+            for a, b in zip(found, expected, strict=True)
+        )
 
 
 class RepeatedReasoning(ReasoningEncoder):
