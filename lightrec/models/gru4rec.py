@@ -19,6 +19,8 @@ with it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -190,7 +192,7 @@ class AdagradMomentum(torch.optim.Optimizer):
         eps: added to the sum of squares, under the root.
     """
 
-    def __init__(self, params, lr: float = 0.1, momentum: float = 0.0, eps: float = 1e-6):
+    def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.1, momentum: float = 0.0, eps: float = 1e-6):
         super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps})
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ negative logits are made, and that is chosen by shape, with identical values:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from lightrec.data.batch import Batch
 from lightrec.interfaces import Objective
 from lightrec.objectives.next_item import HeadDtype, Positions, mean_over_targets, next_item_rows
+
+if TYPE_CHECKING:
+    from lightrec.recommender import EncoderRecommender
 
 Proposal = Literal["uniform", "popularity", "in-batch"]
 Shared = Literal["position", "row", "batch"]
@@ -220,7 +223,7 @@ class NegativeSampler(nn.Module):
             return log_q.to(next(recommender.items.parameters()).device)
         return self._known_weights(recommender).log().float()
 
-    def draw(self, recommender, batch: Batch, row: Tensor, target_ids: Tensor) -> Negatives:
+    def draw(self, recommender: EncoderRecommender, batch: Batch, row: Tensor, target_ids: Tensor) -> Negatives:
         """Draws for T positions.
 
         Args:
