@@ -12,8 +12,8 @@ import lightrec
 
 ROOT = Path(lightrec.__file__).parent
 ALL_BUT_CLI = (
-    "errors data metrics ops plugins interfaces nn objectives recommender models checkpoint streaming callbacks tracking "
-    "testing"
+    "errors data metrics ops plugins interfaces nn objectives recommender models checkpoint streaming callbacks "
+    "tracking testing"
 ).split()
 
 # The table of docs/architecture.md. A dotted name allows that module only; "lightrec" is the version and public names.
