@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lightrec.nn.dropout import keep_mask
 from lightrec.nn.sequence import valid_mask
 
-_TILE_BYTES = 2**19  # attention weights of the rows that are worked on together
+_TILE_BYTES = 2**19  # attention weights of the rows that are worked on together: they stay in cache
+_TILE_BYTES_A_THREAD = 2**21  # with several threads: waking them for every operation costs more than leaving the cache
 
 
 class MultiHeadAttention(nn.Module):
@@ -95,7 +96,8 @@ class _TiledDropoutAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, mask, dropout, is_causal):
         B, H, Q, d = query.shape
         L = key.shape[2]
-        tile = max(1, _TILE_BYTES // (4 * H * Q * L))
+        threads = torch.get_num_threads()
+        tile = max(1, (_TILE_BYTES if threads == 1 else _TILE_BYTES_A_THREAD * threads) // (4 * H * Q * L))
         hidden = None
         if is_causal:
             hidden = torch.ones(Q, L, dtype=torch.bool).triu_(1)
