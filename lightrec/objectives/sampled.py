@@ -363,11 +363,15 @@ def _sum_of_terms(items, hidden, targets, row, negatives, sampler, terms, head_d
 
         def scored(x, block):
             block_ids = ids_of(block, row[block])
-            candidates = torch.cat([targets[block, None], block_ids.expand(len(x), -1)], 1)
-            logits = items.score(x, candidates)
-            return finish(logits[:, 0], logits[:, 1:], block_ids, row[block], targets[block])
+            if ids.dim() == 1:  # the vectors of shared negatives are made once, not for every position
+                positive, negative = items.score(x, targets[block, None])[:, 0], items.score(x, ids)
+            else:
+                logits = items.score(x, torch.cat([targets[block, None], block_ids], 1))
+                positive, negative = logits[:, 0], logits[:, 1:]
+            return finish(positive, negative, block_ids, row[block], targets[block])
 
-        size = max(1, _GATHER_BYTES // (4 * hidden.shape[1] * (num_negatives + 1)))
+        vectors = 1 if ids.dim() == 1 else hidden.shape[1]
+        size = max(1, _GATHER_BYTES // (4 * vectors * (num_negatives + 1)))
         blocks = [slice(i, i + size) for i in range(0, len(hidden), size)]
         return torch.stack([checkpoint(scored, hidden[b], b, use_reentrant=False) for b in blocks]).sum()
 

@@ -51,6 +51,8 @@ def score_by_hand(items):
     def score(hidden, candidate_ids):
         logits = F.linear(hidden, items.embedding.weight)
         logits = logits if items.bias is None else logits + F.pad(items.bias, (1, 0))
+        if candidate_ids.dim() == 1:
+            return logits[..., candidate_ids]
         return logits.gather(-1, candidate_ids)
 
     return score
