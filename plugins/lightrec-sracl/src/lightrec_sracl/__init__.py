@@ -1,0 +1,1 @@
+"""SRA-CL for lightrec: contrastive learning whose positives are retrieved by text."""

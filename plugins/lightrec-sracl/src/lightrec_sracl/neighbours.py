@@ -1,0 +1,197 @@
+"""Who is similar to whom: the tables of neighbours, made from the training part only, and kept in a file.
+
+Shapes: N items, M entries of the pool of histories, k neighbours, T width of text vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightrec.errors import InputError
+
+Pool = Literal["users", "prefixes"]
+FORMAT = 1
+_BLOCK = 256
+_PRIME = 6364136223846793005  # odd, so that no position is lost modulo 2**64
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What retrieval found."""
+
+    item_neighbours: Tensor
+    """[N + 1, k] int64, nearest first; 0 where there are no more. Row 0 is empty."""
+    begin: Tensor
+    """[M] int64, where the history of an entry begins in the log."""
+    end: Tensor
+    """[M] int64, and where it ends."""
+    user: Tensor
+    """[M] int64, whose it is."""
+    neighbours: Tensor
+    """[M, k] int64, entries that are similar, nearest first; -1 where there are no more."""
+    vectors: Tensor
+    """[M, T] float16, the text vector of each entry."""
+
+    def __len__(self) -> int:
+        return len(self.begin)
+
+
+def training_pool(begin: np.ndarray, end: np.ndarray, user: np.ndarray, max_length: int, pool: Pool):
+    """Cuts the training part into the histories that can be retrieved: begin, end and user [M] each.
+
+    `users` has one entry for everybody, the latest max_length training events; `prefixes` one for every prefix that has
+    a next event in training, as the authors' code does.
+    """
+    if pool == "users":
+        return np.maximum(begin, end - max_length), end.copy(), user.copy()
+    counts = np.maximum(0, end - begin - 1)
+    owner = np.repeat(np.arange(len(begin)), counts)
+    nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    stop = begin[owner] + nth + 1
+    return np.maximum(begin[owner], stop - max_length), stop, user[owner]
+
+
+def history_vectors(items: np.ndarray, begin: np.ndarray, end: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """The mean of the item vectors of each history, of length 1: [M, T]. Items without text do not count."""
+    out = np.zeros((len(begin), vectors.shape[1]), np.float32)
+    for start in range(0, len(begin), 4096):
+        rows = slice(start, start + 4096)
+        length = end[rows] - begin[rows]
+        place = np.repeat(begin[rows] - (np.cumsum(length) - length), length) + np.arange(length.sum())
+        out[rows] = np.add.reduceat(vectors[items[place]], np.cumsum(length) - length, axis=0)
+    norm = np.linalg.norm(out, axis=1, keepdims=True)
+    return np.divide(out, norm, out=np.zeros_like(out), where=norm > 1e-8)
+
+
+def nearest(
+    vectors: np.ndarray,
+    k: int,
+    group: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Finds the k most similar rows of each row by cosine, exactly, in blocks of rows.
+
+    Args:
+        vectors: [n, T], rows of length 1; a zero row has no neighbours and is none.
+        k: how many.
+        group: [n], rows of one group are not neighbours of each other; None: only a row itself is not.
+        allowed: [n] bool, rows that may be found; None is all.
+        progress: told how far it is.
+
+    Returns:
+        [n, k] int64, nearest first, -1 where there are no more.
+    """
+    n = len(vectors)
+    table = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
+    has = np.abs(vectors).sum(1) > 0
+    places = np.flatnonzero(has if allowed is None else has & allowed)
+    columns, out = table[torch.from_numpy(places)].T.contiguous(), np.full((n, k), -1, np.int64)
+    label = np.arange(n) if group is None else np.asarray(group)
+    order = np.argsort(label[places], kind="stable")  # columns of one group, side by side
+    sorted_labels = label[places][order]
+    first, last = (np.searchsorted(sorted_labels, label, side) for side in ("left", "right"))
+    rows = np.flatnonzero(has)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        scores = table[torch.from_numpy(block)] @ columns
+        mine = first[block], last[block]
+        counts = mine[1] - mine[0]
+        own = order[np.repeat(mine[0] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())]
+        scores[torch.from_numpy(np.repeat(np.arange(len(block)), counts)), torch.from_numpy(own)] = -torch.inf
+        found = scores.topk(min(k, scores.shape[1]))
+        ids = places[found.indices.numpy()]
+        ids[found.values.numpy() == -np.inf] = -1
+        out[block, : ids.shape[1]] = ids
+        if progress is not None:
+            progress(start + len(block), len(rows))
+    return out
+
+
+def window_keys(items: Tensor, lengths: Tensor, users: Tensor) -> Tensor:
+    """A 64-bit key of whose window it is and what is in it: items [B, L], lengths [B], users [B] -> [B] int64."""
+    key = users * _PRIME + lengths
+    for column in range(items.shape[1]):
+        key = torch.where(column < lengths, (key ^ (key >> 29)) * _PRIME + items[:, column], key)
+    return key
+
+
+def fingerprint(facts: dict) -> str:
+    """The hash of everything that a table depends on."""
+    return hashlib.sha256(json.dumps({"format": FORMAT, **facts}, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: str) -> str:
+    """The hash of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def split_hash(begin: np.ndarray, end: np.ndarray, user: np.ndarray) -> str:
+    """The hash of which events are training events."""
+    digest = hashlib.sha256()
+    for part in (begin, end, user):
+        digest.update(np.ascontiguousarray(part, np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def save(path: Path, tables: Tables, facts: dict) -> None:
+    """Writes tables in one rename; arrays only, so that reading them runs no code.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
+    arrays = {name: getattr(tables, name).numpy() for name in Tables.__dataclass_fields__}
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            part = file.name
+            np.savez(file, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except OSError as error:
+        if part is not None and os.path.exists(part):
+            os.unlink(part)
+        raise InputError(f"{path}: cannot be written: {error}; free some space or set --data.cache_dir.") from error
+
+
+def load(path: Path, facts: dict) -> Tables:
+    """Reads tables and checks that they are those of these data.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that was made from other data or with other settings.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as box:
+            stored = json.loads(str(box["facts"]))
+            arrays = {name: torch.from_numpy(box[name]) for name in Tables.__dataclass_fields__}
+    except Exception as error:  # a zip of strangers fails in many ways
+        cause = " ".join(str(error).split())
+        raise InputError(f"{path}: no table of neighbours: {cause}; leave the file out to make one.") from error
+    for name in sorted({*facts, *stored}):
+        if stored.get(name) != facts.get(name):
+            raise InputError(
+                f"{path}: neighbours from other data or settings: {name} is {_short(stored.get(name))} there and "
+                f"{_short(facts.get(name))} here; leave the file out to make them again."
+            )
+    return Tables(**arrays)
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12] + "…"
