@@ -473,6 +473,7 @@ def test_the_contracts_of_an_objective_hold_without_text():
         )
 
     testing.check_config_round_trip(factory)
+    testing.check_gradients_at_length_one(factory)
     testing.check_learns_toy_rule(factory)
     testing.check_two_processes(factory)
 
@@ -609,5 +610,15 @@ def test_prefixes_are_found_only_among_prefixes(log, tmp_path):
 
 
 def test_without_a_data_module_it_says_what_it_needs():
-    with pytest.raises(InputError, match="train it with a data module, or give tables to connect"):
+    with pytest.raises(InputError, match="train it with a data module, give tables to connect"):
         network(NUM_ITEMS, small()).loss(Batch.from_histories([[1, 2, 3]]))
+
+
+def test_outside_a_run_it_counts_in_the_batch_and_forgets_it_afterwards(log, tmp_path):
+    data = data_of(log)
+    model = network(data.num_items, small(text="collaborative"))
+    rows = Batch.from_histories([[1, 2, 3], [1, 2, 4], [2, 3, 4, 5]]).replace(user_ids=torch.arange(3))
+    model.loss(rows).backward()
+    assert model.objective.mixture.adapter.weight.grad.any() and len(model.objective._tables) == 3
+    fit(model, data, tmp_path)
+    assert len(model.objective._tables) == data.num_users

@@ -119,16 +119,17 @@ class SRACL(Objective):
         self._tables: Tables | None = None
         self._log: tuple[Tensor, Tensor | None] | None = None  # items and times of the training log
         self._keys: tuple[Tensor, Tensor] | None = None  # sorted keys of the pool, and their entries
+        self._of_a_batch = False  # the tables serve one call only
 
     def connect(self, tables: Tables, items: Tensor, times: Tensor | None = None) -> None:
         """Takes tables and the log [E] that they point into; asked of the data module at the first step otherwise."""
-        self._tables, self._log, self._keys = tables, (items, times), None
+        self._tables, self._log, self._keys, self._of_a_batch = tables, (items, times), None, False
 
     def forward(self, recommender, batch: Batch) -> Tensor:
         if not (self.user_weight or self.item_weight):
             return self.objective(recommender, batch)
-        self._find_tables(recommender)
         inputs, _ = next_item_pairs(batch)
+        self._find_tables(recommender, inputs)
         loss, states = self._base(recommender, batch, inputs)
         if self.user_weight:
             between = self.between_histories(recommender, inputs, states)
@@ -148,9 +149,11 @@ class SRACL(Objective):
         if self.synthesis == "random":
             near = near.gather(1, _random_place(near >= 0))
         rows = (near >= 0).any(1).nonzero().squeeze(1)
-        anchors = states.index_select(0, rows)
-        positives = self.synthesise(recommender, entry[rows], near[rows], inputs.timestamps is not None)
-        total = info_nce(anchors, positives, self.temperature, self.form) * len(rows)
+        if len(rows):
+            positives = self.synthesise(recommender, entry[rows], near[rows], inputs.timestamps is not None)
+            total = info_nce(states.index_select(0, rows), positives, self.temperature, self.form) * len(rows)
+        else:  # every parameter takes part in every step, or other processes would wait for this one
+            total = sum((p.sum() for p in self.parameters()), states.sum()) * 0.0
         return mean_over_targets(total, max(1, len(rows)))
 
     def synthesise(self, recommender, entry: Tensor, near: Tensor, with_times: bool = False) -> Tensor:
@@ -197,7 +200,7 @@ class SRACL(Objective):
         if self.pool == "prefixes":
             sought = retrieval.window_keys(inputs.item_ids, inputs.lengths, users)
         place = torch.searchsorted(known, sought).clamp_max(len(known) - 1)
-        return torch.where(known[place] == sought, entries[place], -1)
+        return torch.where((known[place] == sought) & (users >= 0), entries[place], -1)
 
     def histories(self, entries: Tensor, with_times: bool = False) -> Batch:
         """The histories [m] of the pool as a batch, on the device of `entries`."""
@@ -253,15 +256,19 @@ class SRACL(Objective):
                 keys[rows] = retrieval.window_keys(part.item_ids, part.lengths, part.user_ids)
         return keys.sort()
 
-    def _find_tables(self, recommender) -> None:
-        if self._tables is not None:
+    def _find_tables(self, recommender, batch: Batch) -> None:
+        if self._tables is not None and not self._of_a_batch:
             return
         trainer = getattr(recommender, "_trainer", None)
         data = getattr(trainer, "datamodule", None)
         if not (hasattr(data, "prepared") and hasattr(data, "split")):
-            raise InputError(
-                "SRACL retrieves from a training log: train it with a data module, or give tables to connect()."
-            )
+            if self.text != texts.COLLABORATIVE:
+                raise InputError(
+                    "SRACL retrieves from a training log: train it with a data module, give tables to connect(), or "
+                    "set text to collaborative, which then counts in the batch."
+                )
+            self._count_in(batch, recommender.items.num_items)
+            return
         if self.pool == "prefixes" and data.train_windows != "prefixes":
             raise InputError(
                 f"pool prefixes finds prefixes only, and --data.train_windows is {data.train_windows}: set it to "
@@ -294,21 +301,27 @@ class SRACL(Objective):
         with _progress() as stage:
             vectors = self._item_vectors(data, folder, stage)
             known = data.item_counts.numpy() > 0
-            near = retrieval.nearest(
-                vectors,
-                self.num_neighbours,
-                allowed=known if self.trained_items_only else None,
-                progress=stage(f"similar items of {log.num_items:,}"),
-            )
-            begin, end, user = retrieval.training_pool(train.begin, train.end, train.user, data.max_length, self.pool)
-            histories = retrieval.history_vectors(log.items, begin, end, vectors)
-            found = retrieval.nearest(
-                histories,
-                self.num_neighbours,
-                group=user if self.exclude_same_user else None,
-                progress=stage(f"similar histories of {len(begin):,}"),
-            )
-        tables = Tables(
+            histories = retrieval.training_pool(train.begin, train.end, train.user, data.max_length, self.pool)
+            tables = self._retrieve(log.items, *histories, vectors, known, stage)
+        retrieval.save(path, tables, facts)
+        return tables
+
+    def _retrieve(self, items, begin, end, user, vectors, known, stage) -> Tables:
+        """Finds neighbours: items [E] with histories [M] in them, vectors [N + 1, T], known [N + 1] bool."""
+        near = retrieval.nearest(
+            vectors,
+            self.num_neighbours,
+            allowed=known if self.trained_items_only else None,
+            progress=stage(f"similar items of {len(vectors) - 1:,}"),
+        )
+        histories = retrieval.history_vectors(items, begin, end, vectors)
+        found = retrieval.nearest(
+            histories,
+            self.num_neighbours,
+            group=user if self.exclude_same_user else None,
+            progress=stage(f"similar histories of {len(begin):,}"),
+        )
+        return Tables(
             item_neighbours=torch.from_numpy(np.maximum(near, 0)),
             begin=torch.from_numpy(begin.astype(np.int64)),
             end=torch.from_numpy(end.astype(np.int64)),
@@ -316,8 +329,21 @@ class SRACL(Objective):
             neighbours=torch.from_numpy(found),
             vectors=torch.from_numpy(histories.astype(np.float16)),
         )
-        retrieval.save(path, tables, facts)
-        return tables
+
+    def _count_in(self, batch: Batch, num_items: int) -> None:
+        """Outside a run a batch is all there is to retrieve from, for this call."""
+        lengths, users = batch.lengths.cpu().numpy(), batch.user_ids.cpu().numpy()
+        items = batch.item_ids[valid_mask(batch.lengths, batch.item_ids.shape[1])].cpu()
+        owner, end = np.repeat(np.arange(len(lengths)), lengths), np.cumsum(lengths)
+        vectors = texts.collaborative_vectors(items.numpy(), owner, num_items, self.text_size)
+        vectors = np.concatenate([np.zeros((1, self.text_size), np.float32), vectors])
+        known, times = np.bincount(items.numpy(), minlength=num_items + 1) > 0, batch.timestamps
+        pool = retrieval.training_pool(end - lengths, end, users, batch.item_ids.shape[1], self.pool)
+        tables = self._retrieve(items.numpy(), *pool, vectors, known, lambda name: None)
+        if times is not None:
+            times = times[valid_mask(batch.lengths, batch.item_ids.shape[1])].cpu()
+        self.connect(tables, items, times)
+        self._of_a_batch = True
 
     def _item_vectors(self, data, folder: Path, stage) -> np.ndarray:
         """[num_items + 1, T] float32 with rows of length 1; row 0 is zero."""
