@@ -10,7 +10,9 @@ Differences from the original, and why:
 * The default block, `query_norm`, is that of SASRec+ (Klenitskiy and Vasilev): only the query is normalised, and the
   residual carries the normalised query. `original2018` is the released code, the same without the output projection.
   `pre_norm` is the ordinary transformer block, x + Attention(LN(x)), then x + FeedForward(LN(x)); it learns several
-  times more slowly here.
+  times more slowly here. `post_norm` is the SASRec of S3-Rec, CL4SRec, DuoRec and SRA-CL, after BERT:
+  LN(x + Attention(x)), then LN(x + FeedForward(x)), a norm on the input in place of one on the output, weights and
+  tables drawn from N(0, .02). Publications with it have inner_size 4 D, GELU and weights that are dropped too.
 * Rows are padded on the right and positions are counted from the most recent item, which is what the left-padded
   original computes.
 * Attention weights are not dropped by default: on a CPU that makes attention a quarter to a half dearer.
@@ -31,11 +33,9 @@ from lightrec.nn.sequence import last_state, positions_from_end
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import Decay, EncoderRecommender
 
-Variant = Literal["query_norm", "original2018", "pre_norm"]
-
-
-def _norm_eps(variant: Variant) -> float:
-    return 1e-5 if variant == "pre_norm" else 1e-8
+Variant = Literal["query_norm", "original2018", "pre_norm", "post_norm"]
+_NORM_EPS = {"query_norm": 1e-8, "original2018": 1e-8, "pre_norm": 1e-5, "post_norm": 1e-12}
+_POST_NORM_STD = 0.02
 
 
 class SASRecBlock(nn.Module):
@@ -52,18 +52,22 @@ class SASRecBlock(nn.Module):
         variant: Variant,
     ):
         super().__init__()
-        eps = _norm_eps(variant)
-        self.pre_norm = variant == "pre_norm"
+        eps = _NORM_EPS[variant]
+        self.pre_norm, self.post_norm = variant == "pre_norm", variant == "post_norm"
         self.attention_norm = nn.LayerNorm(hidden_size, eps)
         self.attention = MultiHeadAttention(hidden_size, num_heads, attention_dropout, output=variant != "original2018")
         self.feed_forward_norm = nn.LayerNorm(hidden_size, eps)
-        self.feed_forward = FeedForward(hidden_size, inner_size, dropout, activation)
+        inner_dropout = 0.0 if self.post_norm else dropout
+        self.feed_forward = FeedForward(hidden_size, inner_size, inner_dropout, activation)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         if self.pre_norm:
             x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        if self.post_norm:
+            x = self.attention_norm(x + self.dropout(self.attention(x, lengths)))
+            return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         query = self.attention_norm(x)
         x = self.feed_forward_norm(query + self.attention(query, lengths, memory=x))
         return x + self.dropout(self.feed_forward(x))
@@ -74,6 +78,10 @@ class SASRecBlock(nn.Module):
             normed, x = self.attention_norm(x), last_state(x, lengths)
             x = x + self.dropout(self.attention.last(last_state(normed, lengths), lengths, normed))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        if self.post_norm:
+            query = last_state(x, lengths)
+            x = self.attention_norm(query + self.dropout(self.attention.last(query, lengths, x)))
+            return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         query = self.attention_norm(last_state(x, lengths))
         x = self.feed_forward_norm(query + self.attention.last(query, lengths, x))
         return x + self.dropout(self.feed_forward(x))
@@ -91,7 +99,7 @@ class SASRecEncoder(SequenceEncoder):
         attention_dropout: of the attention weights.
         inner_size: width of the feed-forward network; None is hidden_size, as in 2018.
         activation: of the feed-forward network.
-        variant: graph of a block: `query_norm`, `original2018` or `pre_norm`; see the module's docstring.
+        variant: graph of a block: `query_norm`, `original2018`, `pre_norm` or `post_norm`; see the module's docstring.
     """
 
     causal = True
@@ -120,18 +128,25 @@ class SASRecEncoder(SequenceEncoder):
             )
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(hidden_size, _norm_eps(variant))
+        norm, post_norm = nn.LayerNorm(hidden_size, _NORM_EPS[variant]), variant == "post_norm"
+        self.input_norm, self.norm = (norm, nn.Identity()) if post_norm else (nn.Identity(), norm)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+                if post_norm:
+                    nn.init.normal_(module.weight, std=_POST_NORM_STD)
+                else:
+                    nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.xavier_normal_(self.positions.weight)
+        if post_norm:
+            nn.init.normal_(self.positions.weight, std=_POST_NORM_STD)
+        else:
+            nn.init.xavier_normal_(self.positions.weight)
 
     def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
         if x.shape[1] > self.max_length:
             raise ValueError(f"the batch has {x.shape[1]} items a row, more than max_length ({self.max_length}).")
-        return self.dropout(x + self.positions(positions_from_end(lengths, x.shape[1])))
+        return self.dropout(self.input_norm(x + self.positions(positions_from_end(lengths, x.shape[1]))))
 
     def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
         for block in self.blocks:
@@ -158,7 +173,7 @@ class SASRec(EncoderRecommender):
         attention_dropout: of the attention weights.
         inner_size: width of the feed-forward network; None is hidden_size, as in 2018.
         activation: of the feed-forward network.
-        variant: graph of a block: `query_norm`, `original2018` or `pre_norm`; see the module's docstring.
+        variant: graph of a block: `query_norm`, `original2018`, `pre_norm` or `post_norm`; see the module's docstring.
         objective: what is trained; None is the full softmax at every position.
         learning_rate: peak learning rate of Adam.
         weight_decay: decoupled weight decay on matrices.
@@ -184,8 +199,9 @@ class SASRec(EncoderRecommender):
         warmup_steps: int = 0,
         decay: Decay = "constant",
     ):
+        scale, std = (1.0, _POST_NORM_STD) if variant == "post_norm" else (hidden_size**0.5, None)
         super().__init__(
-            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5),
+            items=ItemEmbedding(num_items, hidden_size, scale=scale, std=std),
             encoder=SASRecEncoder(
                 max_length,
                 hidden_size,

@@ -35,6 +35,7 @@ def factories():
         if plugin.builtin and find_spec(plugin.value.split(":")[0]) is not None:
             found[plugin.name] = partial(small, plugins.load(plugin))
     found["SASRec original2018"] = partial(small, SASRec, variant="original2018")
+    found["SASRec post_norm"] = partial(small, SASRec, variant="post_norm", attention_dropout=0.1)
     found["SASRec two heads, last position"] = partial(small, SASRec, num_heads=2, objective=NextItem("last"))
     found["Mamba4Rec two layers, released"] = partial(small, Mamba4Rec, num_layers=2, init="released", state_size=4)
     for name in ("HMambaFull", "HMambaHalf"):

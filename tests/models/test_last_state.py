@@ -13,7 +13,7 @@ from lightrec.nn.sequence import last_state
 BATCH = Batch.from_histories([[3, 1, 4, 1, 5], [2], [7, 8, 2, 8, 1, 8], [9, 9]])
 
 
-@pytest.mark.parametrize("variant", ["query_norm", "original2018", "pre_norm"])
+@pytest.mark.parametrize("variant", ["query_norm", "original2018", "pre_norm", "post_norm"])
 @pytest.mark.parametrize("num_layers", [0, 1, 3])
 def test_sasrec_leaves_out_only_what_is_not_read(variant, num_layers):
     torch.manual_seed(0)

@@ -63,7 +63,29 @@ def test_pre_norm_is_the_ordinary_transformer_block_on_three_items():
     assert torch.allclose(encoder(x[None], torch.tensor([3]))[0], norm(y, encoder.norm), atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["pre_norm", "original2018"])
+def test_post_norm_is_the_block_of_bert_on_three_items():
+    encoder = randomised(variant="post_norm")
+    y = (x := torch.randn(3, 4)) + encoder.positions.weight[[2, 1, 0]]
+    y = norm(y, encoder.input_norm)
+    for block in encoder.blocks:
+        y = norm(y + block.attention.output(attend(block.attention, y, y)), block.attention_norm)
+        y = norm(y + block.feed_forward(y), block.feed_forward_norm)
+    assert torch.allclose(encoder(x[None], torch.tensor([3]))[0], y, atol=1e-4)
+    assert isinstance(encoder.norm, torch.nn.Identity) and encoder.input_norm.eps == 1e-12
+
+
+def test_post_norm_is_drawn_as_published():
+    model = SASRec(2000, max_length=50, hidden_size=32, variant="post_norm")
+    drawn = [
+        model.items.embedding.weight[1:],
+        model.encoder.positions.weight,
+        model.encoder.blocks[0].attention.query.weight,
+    ]
+    assert all(abs(weights.detach().std().item() - 0.02) < 0.002 for weights in drawn)
+    assert model.items.scale == 1.0  # the norm comes after
+
+
+@pytest.mark.parametrize("variant", ["pre_norm", "original2018", "post_norm"])
 def test_the_past_is_bit_identical_whatever_comes_later(variant):
     encoder = SASRecEncoder(6, 8, num_heads=2, variant=variant).eval()
     x, lengths = torch.randn(1, 6, 8), torch.tensor([6])

@@ -43,6 +43,7 @@ CAUSAL = {
     "query_norm": partial(SASRecEncoder, LENGTH, D, 2, 2, 0.1),
     "original2018": partial(SASRecEncoder, LENGTH, D, 2, 2, 0.1, variant="original2018"),
     "pre_norm": partial(SASRecEncoder, LENGTH, D, 2, 2, 0.1, variant="pre_norm"),
+    "SASRec post_norm": partial(SASRecEncoder, LENGTH, D, 2, 2, 0.1, variant="post_norm"),
     "LiGR": partial(LiGREncoder, LENGTH, D, 2, 2),
     "post_norm": partial(BERT4RecEncoder, LENGTH, D, 2, 2, causal=True),
     "GRU": partial(GRU4RecEncoder, D, 2, 6),
