@@ -23,13 +23,25 @@ def _prepare(delta, delta_bias, softplus, dtype):
     return raw, F.softplus(raw, threshold=40.0) if softplus else raw
 
 
-def _states(step, u, A, B, h, resets):
+def _forgotten(resets, r, s):
+    """Where a tile forgets: a mask [T, b, 1, 1], and whether any row does at each of T steps; (None, None) if never.
+
+    What is forgotten is masked, not multiplied by 0: it may be NaN or infinite.
+    """
+    if resets is None:
+        return None, None
+    mask = resets[r, s].t()[:, :, None, None]
+    at = mask.flatten(1).any(1).tolist()
+    return (mask, at) if any(at) else (None, None)
+
+
+def _states(step, u, A, B, h, mask, at):
     """Decays and states of one tile, time first: [T, b, D, N] each; h [b, D, N] enters."""
     decay = torch.exp(step.transpose(0, 1).unsqueeze(-1) * A)
-    if resets is not None:
-        decay = decay * (~resets).to(decay.dtype).t()[:, :, None, None]
     states = (step * u).transpose(0, 1).unsqueeze(-1) * B.transpose(0, 1).unsqueeze(2)
     for t in range(len(states)):
+        if at is not None and at[t]:
+            h = h.masked_fill(mask[t], 0.0)
         h = states[t].addcmul_(decay[t], h)
     return decay, states
 
@@ -51,7 +63,7 @@ def forward(x, delta, A, B, C, D, z, delta_bias, initial_state, resets, softplus
             s = slice(m * every, min((m + 1) * every, length))
             u = x[r, s].to(dtype)
             _, step = _prepare(delta[r, s], delta_bias, softplus, dtype)
-            _, states = _states(step, u, A, B[r, s].to(dtype), h, None if resets is None else resets[r, s])
+            _, states = _states(step, u, A, B[r, s].to(dtype), h, *_forgotten(resets, r, s))
             h = states[-1].clone()
             y = torch.matmul(states, C[r, s].to(dtype).transpose(0, 1).unsqueeze(-1)).squeeze(-1).transpose(0, 1)
             if D is not None:
@@ -80,7 +92,8 @@ def backward(grad_out, grad_final, x, delta, A, B, C, D, z, delta_bias, resets, 
             s = slice(m * every, min((m + 1) * every, length))
             u, b_, c_ = x[r, s].to(dtype), B[r, s].to(dtype), C[r, s].to(dtype)
             raw, step = _prepare(delta[r, s], delta_bias, softplus, dtype)
-            decay, states = _states(step, u, A, b_, kept[r, m], None if resets is None else resets[r, s])
+            mask, at = _forgotten(resets, r, s)
+            decay, states = _states(step, u, A, b_, kept[r, m], mask, at)
             dy = grad_out[r, s].to(dtype)
             if z is not None:
                 gate = z[r, s].to(dtype)
@@ -96,12 +109,16 @@ def backward(grad_out, grad_final, x, delta, A, B, C, D, z, delta_bias, resets, 
             for t in reversed(range(len(grads))):
                 grads[t].add_(g)
                 g = grads[t] * decay[t]
+                if at is not None and at[t]:
+                    g.masked_fill_(mask[t], 0.0)
             dB[r, s] = torch.matmul((step * u).transpose(0, 1).unsqueeze(2), grads).squeeze(2).transpose(0, 1)
             dstep_u = torch.matmul(grads, b_.transpose(0, 1).unsqueeze(-1)).squeeze(-1).transpose(0, 1)
             # grads becomes the gradient of the exponents: G_t decay_t h_{t-1}
             decay.mul_(grads)
             decay[0].mul_(kept[r, m])
             decay[1:].mul_(states[:-1])
+            if mask is not None:
+                decay.masked_fill_(mask, 0.0)
             dstep = dstep_u * u + (decay * A).sum(-1).transpose(0, 1)
             dA += (decay * step.transpose(0, 1).unsqueeze(-1)).sum((0, 1))
             ddelta[r, s] = dstep * torch.sigmoid(raw) if softplus else dstep

@@ -133,9 +133,10 @@ def check_kernel(
     """Checks a kernel of `selective_scan` by name.
 
     Output, final state and every gradient against float64, in each dtype; odd and empty shapes; with and without each
-    optional input, initial states and resets; the hyperbolic scan with the gradient of curvature; strided and expanded
-    inputs and gradients; memory that holds NaN before it is written; the same bits every time; inputs left alone; what
-    follows a prefix, and padding, without influence; scan after scan equal to one scan; the custom op sound.
+    optional input, initial states and resets, across which no NaN passes; the hyperbolic scan with the gradient of
+    curvature; strided and expanded inputs and gradients; memory that holds NaN before it is written; the same bits
+    every time; inputs left alone; what follows a prefix, and padding, without influence; scan after scan equal to one
+    scan; the custom op sound.
 
     Args:
         name: the kernel.
@@ -168,6 +169,7 @@ def check_kernel(
     check = _Checks(name, device, dtypes[0], small, sizes, worst)
     check.optional_inputs()
     check.resets()
+    check.broken_sequences()
     check.hyperbolic()
     check.strides()
     check.large_steps()
@@ -223,6 +225,29 @@ class _Checks:
         self.compare("with resets", self.inputs, resets=some.to(self.device))
         bare = {n: t for n, t in self.inputs.items() if n != "initial_state"}
         self.compare("with a reset at every step", bare, resets=torch.ones_like(some).to(self.device))
+
+    def broken_sequences(self) -> None:
+        """What is NaN in one sequence of a packed row stays there: in front of a reset, and in gradients behind it."""
+        batch, length = self.inputs["x"].shape[:2]
+        every = registry.get_kernel(OP, self.kernel).checkpoint_every
+        begin = torch.full((batch, 1), self.sizes.split, device=self.device)
+        begin[-1] = min(every, length - 1)  # where a checkpoint is kept
+        place = torch.arange(length, device=self.device)
+        before, resets = place < begin, place == begin  # [B, L] each
+        plain = self.run(self.inputs, torch.ones_like, resets=resets)
+        nan = {n: t.masked_fill(before[..., None], torch.nan) if n in SEQUENCES else t for n, t in self.inputs.items()}
+        spoilt = self.run(nan, torch.ones_like, resets=resets)
+        above = self.run(
+            self.inputs, lambda out: torch.ones_like(out).masked_fill(~before[..., None], torch.nan), resets=resets
+        )
+        for n, a, b, c in zip(_results(self.inputs), plain, spoilt, above, strict=True):
+            if n == "the final state":
+                assert torch.equal(a, b), f"{self.kernel}: NaN in front of a reset reaches {n}."
+            elif n == "the output" or n.split()[-1] in SEQUENCES:
+                assert torch.equal(a[~before], b[~before]), (
+                    f"{self.kernel}: NaN in front of a reset reaches {n} behind it."
+                )
+                assert torch.equal(a[before], c[before]), f"{self.kernel}: a NaN gradient behind a reset reaches {n}."
 
     def hyperbolic(self) -> None:
         """The factor scales A before the kernel sees it; here it is applied to the float64 reference by its formula."""

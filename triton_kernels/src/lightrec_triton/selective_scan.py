@@ -131,7 +131,7 @@ def scan_forward(
             decay = tl.exp2(step[:, None] * a)
             if HAS_RESETS:
                 reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
-                decay = tl.where(reset != 0, 0.0, decay)
+                h = tl.where(reset != 0, 0.0, h)  # it may be NaN: multiplied by 0 it would stay
             h = decay * h + (step * u)[:, None] * b[None, :]
             y = tl.sum(h * c[None, :], 1)
             if HAS_D:
@@ -169,13 +169,15 @@ def _step_back(
     decay = tl.exp2(step[:, None] * a)
     if HAS_RESETS:
         reset = tl.load(resets_ptr + t, mask=t < length, other=0)
-        decay = tl.where(reset != 0, 0.0, decay)
+        h = tl.where(reset != 0, 0.0, h)
     left = decay * h
     h = left + (step * u)[:, None] * b[None, :]
     g, dA, dD, dbias = _gradients(
         left, h, decay, step, raw, u, b, g, a, dA, dD, dbias, skip, inside, n_inside, z_ptr, grad_out_ptr, C_ptr,
         dx_ptr, ddelta_ptr, dz_ptr, dB_ptr, dC_ptr, SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS,
     )  # fmt: skip
+    if HAS_RESETS:
+        g = tl.where(reset != 0, 0.0, g)
     return g, dA, dD, dbias
 
 
@@ -337,7 +339,7 @@ def scan_backward(
                 decay = tl.exp2(step[:, None] * a)
                 if HAS_RESETS:
                     reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
-                    decay = tl.where(reset != 0, 0.0, decay)
+                    h = tl.where(reset != 0, 0.0, h)
                 h = decay * h + (step * u)[:, None] * b[None, :]
             t = zero + first + (EVERY - 2 - 2 * pair)
             inside = there & (t + d * 0 < length)
@@ -352,7 +354,7 @@ def scan_backward(
             decay = tl.exp2(step[:, None] * a)
             if HAS_RESETS:
                 reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
-                decay = tl.where(reset != 0, 0.0, decay)
+                h = tl.where(reset != 0, 0.0, h)
             left = decay * h  # what is left of the state before
             h = left + (step * u)[:, None] * b[None, :]
             g, dA, dD, dbias = _step_back(
@@ -384,6 +386,8 @@ def scan_backward(
                 dCs + (EVERY - 2 - 2 * pair) * states,
                 SOFTPLUS, HAS_D, HAS_Z, HAS_BIAS,
             )  # fmt: skip
+            if HAS_RESETS:
+                g = tl.where(reset != 0, 0.0, g)
     tl.store(dA_ptr + row * channels * states + place, dA, mask=state_there)
     tl.store(dinitial_ptr + row * channels * states + place, g, mask=state_there)
     if HAS_D:

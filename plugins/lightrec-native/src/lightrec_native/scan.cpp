@@ -158,7 +158,7 @@ static void forward(const Arguments &q, int64_t first, int64_t last) {
 static void backward(const Arguments &q, int64_t group, int64_t first, int64_t last) {
   const int64_t L = q.L, D = q.D, N = q.N, K = q.every, M = (L + K - 1) / K, blocks = (D + W - 1) / W;
   std::vector<V> A(blocks * N), dA(blocks * N), g(blocks * N), dskip(blocks), dbias(blocks);
-  std::vector<V> a(K * N), h((K + 1) * N), dB(K * N), dC(K * N), dts(K), slope(K);
+  std::vector<V> a(K * N), h((K + 1) * N), dB(K * N), dC(K * N), dts(K), slope(K), nothing(N);
   for (int64_t k = 0; k < blocks; k++)
     for (int64_t n = 0; n < N; n++)
       A[k * N + n] = column(q.A + k * W * N, N, n, D - k * W < W ? int(D - k * W) : W);
@@ -205,7 +205,8 @@ static void backward(const Arguments &q, int64_t group, int64_t first, int64_t l
           const int64_t row = b * L + from + t, at = row * D + d;
           const V dt = dts[t], x = load(q.x + at, w), u = dt * x;
           const float *Bt = q.Bm + row * N, *Ct = q.C + row * N;
-          const V *before = &h[t * N], *after = &h[(t + 1) * N], *at_t = &a[t * N];
+          const bool reset = q.resets && q.resets[row];  // what was before may be NaN, and what comes from behind too
+          const V *before = reset ? nothing.data() : &h[t * N], *after = &h[(t + 1) * N], *at_t = &a[t * N];
           V dy = load(q.grad_out + at, w);
           if (q.z) {
             const V z = load(q.z + at, w), s = sigmoidv(z);
@@ -226,6 +227,8 @@ static void backward(const Arguments &q, int64_t group, int64_t first, int64_t l
             dAk[n] += e * dt;
             gk[n] = carried;
           }
+          if (reset)
+            for (int64_t n = 0; n < N; n++) gk[n] = V{};
           ddt = (ddt + du * x) * slope[t];
           store(q.ddelta + at, ddt, w);
           store(q.dx + at, du * dt + skip * dy, w);
