@@ -16,6 +16,7 @@ A kernel is a pair of functions (`lightrec.ops.registry.Kernel`), tensors positi
     forward(x, delta, A, B, C, D, z, delta_bias, initial_state, resets, softplus, every)
         -> out [B, L, D] as x, final_state [B, D, N], checkpoints [B, ceil(L / every), D, N]: the state before the steps
         0, every, 2 every, ... (before a reset there). States are float32 (float64 for float64 x).
+        What a reset forgets is masked, not multiplied by 0: NaN and infinity stop there, in gradients as well.
     backward(grad_out, grad_final | None, x, delta, A, B, C, D, z, delta_bias, resets, checkpoints, softplus, every)
         -> gradients of x, delta, A, B, C, D, z, delta_bias, initial_state in that order, None for what is absent.
 

@@ -169,7 +169,6 @@ def check_kernel(
     check = _Checks(name, device, dtypes[0], small, sizes, worst)
     check.optional_inputs()
     check.resets()
-    check.broken_sequences()
     check.hyperbolic()
     check.strides()
     check.large_steps()
@@ -178,6 +177,7 @@ def check_kernel(
     check.checkpoints()
     check.unwritten_memory()
     check.same_every_time()
+    check.broken_sequences()
     check.prefixes_and_padding()
     if budget == "full" and found.backward is not None:
         check.custom_op()

@@ -49,12 +49,14 @@ def forward(x, delta, A, B, C, D, z, delta_bias, initial_state, resets, softplus
     # sums of the steps between, without taking differences of long sums
     later = torch.tril(torch.ones(length, length, device=x.device, dtype=torch.bool), -1)
     spread = torch.where(later[None, :, :, None], step.unsqueeze(2), 0.0).cumsum(1)  # [B, t, s, D]
-    decay = torch.exp(spread.unsqueeze(-1) * A)
-    # chosen, not multiplied by zero: a NaN that comes later must stay where it is
+    # chosen, not multiplied by zero, and before exp as well: a NaN of another sequence, or one that comes later, must
+    # stay where it is, in gradients too
+    decay = torch.exp(torch.where(same[..., None], spread, 0.0).unsqueeze(-1) * A)
     h = torch.where(same[..., None, None], decay * entered.unsqueeze(1), 0.0).sum(2)
     state = x.new_zeros(batch, *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
-    reach = torch.exp(step.cumsum(1).unsqueeze(-1) * A) * state.unsqueeze(1)
-    h = h + torch.where((began == 0)[..., None, None], reach, 0.0)
+    first = (began == 0)[..., None]
+    reach = torch.exp(torch.where(first, step.cumsum(1), 0.0).unsqueeze(-1) * A) * state.unsqueeze(1)
+    h = h + torch.where(first[..., None], reach, 0.0)
     y = (h * C.unsqueeze(2)).sum(-1)
     if D is not None:
         y = y + D.to(dtype) * u

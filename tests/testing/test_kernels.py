@@ -106,6 +106,15 @@ def without(place):
     return forward
 
 
+def multiplied(*arguments):
+    """Resets as a decay of 0, which leaves a NaN what it is."""
+    *given, resets, softplus, every = arguments
+    out, final, kept = torch_scan.forward(*given, resets, softplus, every)
+    if resets is not None:
+        out = out + torch.cat([torch.zeros_like(out[:, :1]), 0 * out[:, :-1]], 1)
+    return out, final, kept
+
+
 def spoiling(x, *rest):
     made = torch_scan.forward(x, *rest)
     if x.is_contiguous():
@@ -120,6 +129,7 @@ DEFECTS = {
     "a wrong gradient of the state": (dict(backward=changing_gradient(8, lambda g: 0 * g)), "dinitial_state is off by"),
     "no initial state": (dict(forward=without(8)), "out is off by"),
     "no resets": (dict(forward=without(9)), "with resets .*out is off by"),
+    "a reset that multiplies": (dict(forward=multiplied), "NaN in front of a reset reaches the output"),
     "strides ignored": (dict(forward=dense), "on strided inputs .*is off by"),
     "a peek at the future": (dict(forward=changing(0, nothing_after)), "what follows a prefix, or pads it"),
     "unwritten memory": (dict(forward=changing(0, unwritten)), "leaves a part of the output unwritten"),

@@ -11,20 +11,17 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("lightrec_triton", reason="lightrec-triton is not installed")
 
-CASES = [(1, 1, 8, 4), (1, 3, 12, 5), (2, 9, 8, 4), (2, 17, 12, 5), (1, 9, 40, 16)]
+CASES = [(1, 3, 12, 5, False), (2, 17, 12, 5, True), (1, 9, 40, 16, True)]  # what the conformance suite leaves out
 WORK = """
 import json, sys, torch
 from lightrec.ops import registry
 from lightrec.ops.selective_scan import ScanSpec
 from lightrec.testing.kernels import check_kernel, compare_with_reference, scan_inputs
 found = {"errors": {}}
-for case in json.loads(sys.argv[1]):
-    for resets in (False, True):
-        torch.manual_seed(0)
-        flags = torch.rand(case[0], case[1]) < 0.3 if resets else None
-        found["errors"][f"{case} {resets}"] = compare_with_reference(scan_inputs(*case), "triton", resets=flags)
-few = {k: v for k, v in scan_inputs(2, 9, 12, 5).items() if k in ("x", "delta", "A", "B", "C")}
-found["errors"]["few"] = compare_with_reference(few, "triton", softplus=False)
+for *case, resets in json.loads(sys.argv[1]):
+    torch.manual_seed(0)
+    flags = torch.rand(case[0], case[1]) < 0.3 if resets else None
+    found["errors"][f"{case} {resets}"] = compare_with_reference(scan_inputs(*case), "triton", resets=flags)
 found["bf16"] = compare_with_reference(scan_inputs(2, 9, 12, 5, dtype=torch.bfloat16), "triton")
 found["automatic"] = registry.choose("selective_scan", ScanSpec()).name
 found["named"] = registry.choose("selective_scan", ScanSpec(), "triton").name
