@@ -11,6 +11,8 @@ import pytest
 WORKER = Path(__file__).parent / "shares_worker.py"
 RUNS = (1, 58)  # users with a test item, beside one with 140 events and one with two; the first leaves a process idle
 
+pytestmark = pytest.mark.xdist_group("shares of processes")  # its fixture is worked out once
+
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):

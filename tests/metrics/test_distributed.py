@@ -16,6 +16,8 @@ import torch
 EXACT = 1e-12  # float64 sums: only their order differs
 WORKER = Path(__file__).parent / "ddp_worker.py"
 
+pytestmark = pytest.mark.xdist_group("metrics of processes")  # its fixture is worked out once
+
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):

@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("outside kernel")  # its fixture is worked out once
+
 PROJECT = """
 [build-system]
 requires = ["setuptools>=77"]

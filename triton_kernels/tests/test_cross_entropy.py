@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("lightrec_triton", reason="lightrec-triton is not installed")
+pytestmark = pytest.mark.xdist_group("interpreted cross-entropy")  # its fixture is worked out once
 
 WORK = """
 import json

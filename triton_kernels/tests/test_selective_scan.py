@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytest.importorskip("lightrec_triton", reason="lightrec-triton is not installed")
+pytestmark = pytest.mark.xdist_group("interpreted scan")  # its fixture is worked out once
 
 CASES = [(1, 3, 12, 5, False), (2, 17, 12, 5, True), (1, 9, 40, 16, True)]  # what the conformance suite leaves out
 WORK = """
