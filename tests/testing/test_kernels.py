@@ -78,9 +78,11 @@ def nothing_after(t, arguments):
 
 
 def unwritten(t, arguments):
+    """Leaves the last channel to what memory holds: NaN where new tensors are filled, elsewhere the right values."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return t
     made = torch.empty_like(t)
     made[..., :-1] = t[..., :-1]
-    made[..., -1:] = torch.where(torch.empty(1).isnan(), torch.nan, t[..., -1:])
     return made
 
 
