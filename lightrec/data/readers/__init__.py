@@ -1,0 +1,12 @@
+"""Readers: one interaction log in any common format, as a table of user, item, time, rating and row.
+
+Everything is read as text first: any string is a valid id, and "007" is not "7". Files are scanned lazily, so that only
+the columns in use are ever held. Where polars gives up on a text file, a slow second reading finds the line at fault.
+"""
+
+from lightrec.data.readers.columns import Columns, usual_column
+from lightrec.data.readers.faults import OnError
+from lightrec.data.readers.formats import Format, guess_format
+from lightrec.data.readers.log import Log, read_log, read_table
+
+__all__ = ["Columns", "Format", "Log", "OnError", "guess_format", "read_log", "read_table", "usual_column"]
