@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -115,7 +116,10 @@ class ItemTable(Configurable, nn.Module, ABC):
     def top_k(
         self, hidden: Tensor, k: int, exclude_ids: Tensor | None = None, candidate_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Ranks the catalog, in float32 and in blocks of items, so that memory stays bounded for any catalog.
+        """Ranks the catalog by float32 scores and in blocks of items, so that memory stays bounded for any catalog.
+
+        A linear head's product is summed in float32 (float64 for float64 weights) whatever the weights' dtype; other
+        scores are made in the weights' dtype.
 
         Args:
             hidden: [B, D].
@@ -130,7 +134,7 @@ class ItemTable(Configurable, nn.Module, ABC):
             InputError: a score is NaN.
         """
         with torch.autocast(hidden.device.type, enabled=False):
-            return _top_k(self, hidden.float(), k, exclude_ids, candidate_ids)
+            return _top_k(self, hidden.to(_dtype_of_weights(self)), k, exclude_ids, candidate_ids)
 
 
 class SequenceEncoder(Configurable, nn.Module, ABC):
@@ -192,10 +196,17 @@ class Objective(Configurable, nn.Module, ABC):
 _BLOCK_BYTES = 64 * 2**20
 
 
+def _dtype_of_weights(items: ItemTable) -> torch.dtype:
+    """What a table can multiply a state with: float32 under autocast too, bfloat16 where the whole model is."""
+    tensors = list(items.parameters()) or list(items.buffers())
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+
+
 def _top_k(
     items: ItemTable, hidden: Tensor, k: int, exclude_ids: Tensor | None, candidate_ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    best_scores = hidden.new_full((len(hidden), k), -torch.inf)
+    best_scores = hidden.new_full((len(hidden), k), -torch.inf, dtype=torch.float32)
     best_ids = torch.zeros(len(hidden), k, dtype=torch.long, device=hidden.device)
 
     def merge(scores: Tensor, ids: Tensor) -> None:
@@ -207,7 +218,7 @@ def _top_k(
         best_ids = pool_ids.gather(1, column)
 
     if candidate_ids is not None:
-        scores = items.score(hidden, candidate_ids)
+        scores = items.score(hidden, candidate_ids).float()
         if exclude_ids is not None and exclude_ids.shape[1]:
             left_out = exclude_ids.sort(1).values
             place = torch.searchsorted(left_out, candidate_ids).clamp_max(left_out.shape[1] - 1)
@@ -216,14 +227,17 @@ def _top_k(
     else:
         size = max(k, _BLOCK_BYTES // (4 * max(1, len(hidden))))
         head = items.linear_head(hidden)
+        if head is not None:
+            wide = torch.promote_types(head.weight.dtype, torch.float32)
+            state = head.hidden.to(wide)
         for start in range(1, items.num_items + 1, size):
             stop = min(start + size, items.num_items + 1)
             ids = torch.arange(start, stop, device=hidden.device)
             if head is None:
-                scores = items.score(hidden, ids)
+                scores = items.score(hidden, ids).float()
             else:
-                bias = None if head.bias is None else head.bias[start - 1 : stop - 1]
-                scores = nn.functional.linear(head.hidden, head.weight[start - 1 : stop - 1], bias)
+                bias = None if head.bias is None else head.bias[start - 1 : stop - 1].to(wide)
+                scores = nn.functional.linear(state, head.weight[start - 1 : stop - 1].to(wide), bias).float()
             if exclude_ids is not None:
                 inside = (exclude_ids >= start) & (exclude_ids < stop)
                 row, place = inside.nonzero(as_tuple=True)

@@ -188,3 +188,49 @@ def test_ranking_is_in_float32_under_autocast(table):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         item_ids, scores = table.top_k(hidden, 5)
     assert scores.dtype == torch.float32 and torch.equal(item_ids, expected[0]) and torch.equal(scores, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_table_in_any_dtype_ranks_by_float32_scores(table, dtype, monkeypatch):
+    hidden, candidates = torch.randn(6, 5).to(dtype), torch.tensor([[3, 9, 23, 0]]).expand(6, -1)
+    table = table.to(dtype)
+    exact = copy.deepcopy(table).double()
+    tolerance = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float64: 1e-6}[dtype]  # a few units of what is stored
+    for block_bytes in (2**20, 4 * len(hidden) * 7):
+        monkeypatch.setattr(interfaces, "_BLOCK_BYTES", block_bytes)
+        for given in (None, candidates):
+            item_ids, scores = table.top_k(hidden, 3, candidate_ids=given)
+            best = exact.top_k(hidden, 3, candidate_ids=given)[1]
+            assert scores.dtype == torch.float32 and item_ids.min() > 0
+            assert torch.allclose(scores, best, rtol=tolerance, atol=tolerance * best.abs().max().item())
+
+
+def test_a_linear_head_in_bfloat16_is_summed_in_float32():
+    torch.manual_seed(0)
+    table, hidden = ItemEmbedding(NUM_ITEMS, 64).bfloat16(), torch.randn(6, 64).bfloat16()
+    _, scores = table.top_k(hidden, NUM_ITEMS)
+    exact = (hidden.double() @ table.embedding.weight[1:].double().T).sort(1, descending=True).values
+    assert torch.allclose(scores.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_whose_vectors_are_buffers_or_float16_beside_float32_ranks_too():
+    class Fixed(ItemTable):
+        """Vectors in a buffer, or projected by a parameter of another dtype."""
+
+        def __init__(self, projected: bool):
+            super().__init__()
+            self.num_items, self.hidden_size = NUM_ITEMS, 5
+            self.register_buffer("vectors", torch.randn(NUM_ITEMS + 1, 5).half())
+            self.project = nn.Linear(5, 5) if projected else nn.Identity()
+
+        def forward(self, item_ids: Tensor) -> Tensor:
+            return self.vectors[item_ids]
+
+        def score(self, hidden: Tensor, candidate_ids: Tensor | None = None) -> Tensor:
+            state = self.project(hidden)
+            return state @ self.vectors[candidate_ids].to(state.dtype).T
+
+    for projected in (False, True):
+        for hidden in (torch.randn(3, 5), torch.randn(3, 5).bfloat16()):
+            item_ids, scores = Fixed(projected).top_k(hidden, 4)
+            assert scores.dtype == torch.float32 and scores.isfinite().all() and item_ids.min() > 0

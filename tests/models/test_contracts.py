@@ -12,6 +12,7 @@ from lightrec.models.mamba4rec import Mamba4Rec
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.sampled import NegativeSampler
+from lightrec.testing.setting import sample_batch
 
 SMALL = dict(hidden_size=16, learning_rate=1e-2, dropout=0.1)
 
@@ -74,3 +75,17 @@ def test_the_markov_floor_finds_the_toy_rule_by_counting_once():
 def test_the_popularity_floor_does_not():
     with pytest.raises(AssertionError, match="Popularity did not find the rule"):
         testing.check_learns_toy_rule(FACTORIES["Popularity"], train_windows="all", epochs=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_built_in_in_another_dtype_recommends_with_float32_scores(name, dtype):
+    torch.manual_seed(0)
+    model = FACTORIES[name](testing.contracts.NUM_ITEMS, testing.contracts.MAX_LENGTH).eval()
+    batch = sample_batch()
+    _, exact = model.recommend(batch, 5)
+    item_ids, scores = model.to(dtype).recommend(batch, 5)
+    assert scores.dtype == torch.float32 and item_ids.min() > 0
+    # what some layers round, in units of their storage; of the best scores, which do not depend on near ties
+    tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-4}[dtype]
+    assert torch.allclose(scores, exact, rtol=tolerance, atol=tolerance * exact.abs().max().item())
