@@ -1,19 +1,14 @@
-"""Where data sets come from, and that nothing unchecked or malicious gets in."""
+"""Where files are had, in which order, and that nothing unchecked gets in."""
 
 import functools
 import hashlib
 import http.server
-import io
-import subprocess
-import sys
-import tarfile
 import threading
 import zipfile
 
 import pytest
 
-from lightrec.data import sources
-from lightrec.data.sources import File, Layout, Source, find_source, locate, unpack
+from lightrec.data.sources import File, Layout, Source, fetching, locate
 from lightrec.errors import InputError
 
 CONTENT = b"user,item\n" + b"".join(b"u%d,i%d\n" % (i % 7, i % 11) for i in range(2000))
@@ -129,71 +124,6 @@ def test_the_licence_is_printed_once(tmp_path, served, capsys):
     assert capsys.readouterr().err.count("Toy log: free") == 1
 
 
-def tar_with(path, name):
-    with tarfile.open(path, "w:gz") as box:
-        for member in ("good.txt", name):
-            info = tarfile.TarInfo(member)
-            info.size = 4
-            box.addfile(info, io.BytesIO(b"evil"))
-
-
-def zip_with(path, name):
-    with zipfile.ZipFile(path, "w") as box:
-        box.writestr("good.txt", "good")
-        box.writestr(name, "evil")
-
-
-@pytest.mark.parametrize("make", [tar_with, zip_with])
-@pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "..\\evil.txt"])
-def test_an_archive_that_would_leave_its_folder_is_refused(tmp_path, make, name):
-    make(tmp_path / "box", name)
-    with pytest.raises(InputError, match="would leave its folder"):
-        unpack(tmp_path / "box", "good.txt", tmp_path / "cache")
-    assert not list(tmp_path.rglob("evil.txt")) and not list((tmp_path / "cache").rglob("good.txt"))
-
-
-@pytest.mark.parametrize("make", [tar_with, zip_with])
-def test_one_member_is_unpacked_and_no_other(tmp_path, make):
-    make(tmp_path / "box", "deep/other.txt")
-    path = unpack(tmp_path / "box", "deep/other.txt", tmp_path / "cache")
-    assert path.read_text() == "evil" and [p.name for p in (tmp_path / "cache").iterdir()] == ["other.txt"]
-
-
-def test_a_flipped_byte_in_an_archive_is_said(tmp_path):
-    with zipfile.ZipFile(tmp_path / "box.zip", "w", zipfile.ZIP_DEFLATED) as box:
-        box.writestr("good.txt", CONTENT)
-    content = bytearray((tmp_path / "box.zip").read_bytes())
-    content[200] ^= 0xFF
-    (tmp_path / "box.zip").write_bytes(content)
-    with pytest.raises(InputError, match="box.zip: cannot be unpacked"):
-        unpack(tmp_path / "box.zip", "good.txt", tmp_path / "cache")
-
-
-def packed(path, content, **others):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as box:
-        box.writestr("toy/log.csv", content)
-        for name, text in others.items():
-            box.writestr(name, text)
-
-
-def archive_source():
-    file = File("toy/toy.zip", ("sha256:" + "0" * 64,), inner=("toy/log.csv", (SHA,)))
-    return Source("toy", "Toy log", "free", (Layout(file, member="toy/log.csv"),))
-
-
-def test_an_archive_packed_again_counts_by_its_content(tmp_path):
-    packed(tmp_path / "mirror" / "toy" / "toy.zip", CONTENT, note="packed by somebody else")
-    _, files = locate(archive_source(), tmp_path / "cache", str(tmp_path / "mirror"))
-    assert files["toy/toy.zip"] == tmp_path / "mirror" / "toy" / "toy.zip"
-
-
-def test_an_archive_with_another_content_is_refused(tmp_path):
-    packed(tmp_path / "mirror" / "toy" / "toy.zip", CONTENT + b"u1,i1\n")
-    with pytest.raises(InputError, match="toy.zip is damaged or another file .*log.csv has another sha256"):
-        locate(archive_source(), tmp_path / "cache", str(tmp_path / "mirror"))
-
-
 def test_a_tampered_mirror_leaves_the_cache_as_it_was(tmp_path, served):
     url, folder, _ = served
     source = a_source()
@@ -209,16 +139,16 @@ def test_a_tampered_mirror_leaves_the_cache_as_it_was(tmp_path, served):
 def test_a_connection_that_breaks_keeps_what_came_and_goes_on_next_time(tmp_path, served, monkeypatch):
     url, _, asked = served
     source = a_source(f"{url}/toy/log.csv")
-    copy = sources._copy_with_progress
+    copy = fetching._copy_with_progress
 
     def breaking(answer, out, name, total, done):
         out.write(answer.read(700))
         raise ConnectionResetError("connection reset by peer")
 
-    monkeypatch.setattr(sources, "_copy_with_progress", breaking)
+    monkeypatch.setattr(fetching, "_copy_with_progress", breaking)
     with pytest.raises(InputError, match="connection reset"):
         locate(source, tmp_path / "cache")
-    monkeypatch.setattr(sources, "_copy_with_progress", copy)
+    monkeypatch.setattr(fetching, "_copy_with_progress", copy)
     assert locate(source, tmp_path / "cache")[1]["toy/log.csv"].read_bytes() == CONTENT
     assert asked == [None, "bytes=700-"]
 
@@ -246,46 +176,3 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, served):
     (tmp_path / "cache").write_text("a file where a folder should be")
     with pytest.raises(InputError, match="cannot be written.*--data.cache_dir"):
         locate(a_source(f"{served[0]}/toy/log.csv"), tmp_path / "cache")
-
-
-def test_a_truncated_archive_is_said(tmp_path):
-    zip_with(tmp_path / "box.zip", "other.txt")
-    (tmp_path / "box.zip").write_bytes((tmp_path / "box.zip").read_bytes()[:-30])
-    with pytest.raises(InputError, match="cannot be unpacked"):
-        unpack(tmp_path / "box.zip", "good.txt", tmp_path / "cache")
-
-
-def test_an_unknown_name_lists_near_ones():
-    with pytest.raises(InputError, match="did you mean ml-100k"):
-        find_source("ml-100")
-
-
-def test_listing_data_sets_imports_neither_torch_nor_polars():
-    code = "import sys; from lightrec.data.sources import find_source; find_source('ml-1m'); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "polars", "lightning"} & set(loaded)
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize("name", ["ml-100k", "ml-1m-sasrec", "ml-latest-small", "amazon-beauty", "amazon-sports"])
-def test_real_files_have_the_known_hashes(tmp_path, mirror, name):
-    source = find_source(name)
-    layout, files = locate(source, tmp_path, mirror)
-    assert layout is source.layouts[0] and all(path.is_file() for path in files.values())
-
-
-@pytest.mark.real_data
-def test_half_of_movielens_1m_is_not_served_as_the_whole(tmp_path, mirror):
-    (tmp_path / "mirror" / "ml-1m").mkdir(parents=True)
-    (tmp_path / "mirror" / "ml-1m" / "ml-1m.zip").symlink_to(f"{mirror}/ml-1m/ml-1m-users-1-2999.zip")
-    file = find_source("ml-1m").layouts[0].log
-    cause = sources.mismatch(tmp_path / "mirror" / "ml-1m" / "ml-1m.zip", file)
-    assert cause == "its member ml-1m/ratings.dat has another git than the published one"
-
-
-def test_every_file_is_checked_by_a_hash():
-    for name in ("ml-100k", "ml-1m", "ml-1m-sasrec", "ml-latest-small", "ml-20m", "amazon-beauty", "amazon-sports"):
-        source = find_source(name)
-        assert source.expect["events"] > 0 and source.licence
-        assert all(file.hashes for file in (*(layout.log for layout in source.layouts), *source.companions))
-    assert sources.cache_folder("/x").name == "x"
