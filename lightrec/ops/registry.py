@@ -13,18 +13,22 @@ then no automatic choice takes it, and whoever asks for it by name gets it.
 
 A distribution brings a kernel by an entry point of the group `lightrec.kernels` whose value is a function without
 arguments returning a `Kernel` or a list of them. Entry points are read at the first choice; one that fails is recorded
-with its reason and disturbs nobody else. `LIGHTREC_PLUGINS` restricts them as it does all plug-ins.
+with its reason and disturbs nobody else, and one that hangs is left behind after a while. `LIGHTREC_PLUGINS` restricts
+them as it does all plug-ins.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from threading import Thread
 from typing import Any
 
 from lightrec import plugins
@@ -331,11 +335,31 @@ def _load() -> None:
         import_module(module)
     for plugin in plugins.installed("kernels"):
         try:
-            made = plugins.load(plugin)()
+            made = _made_by(plugin)
             for kernel in made if isinstance(made, (list, tuple)) else [made]:
                 register_kernel(kernel)
                 _owners[kernel.op, kernel.name] = f"{plugin.distribution} {plugin.version}"
         except InputError as error:  # tells distribution, cause and remedy
             _broken[f"{plugin.distribution}:{plugin.name}"] = str(error).rstrip(".")
-        except Exception as error:  # whatever a stranger's function raises must not break others
+        except (Exception, SystemExit) as error:  # whatever a stranger's function raises must not break others
             _broken[f"{plugin.distribution}:{plugin.name}"] = f"{type(error).__name__}: {error}".rstrip(".")
+
+
+def _made_by(plugin: plugins.Plugin) -> Any:
+    """Imports what a plug-in names and calls it: in a thread, because all who use an op wait here, and one may hang."""
+    made: Future = Future()
+
+    def work() -> None:
+        try:
+            made.set_result(plugins.load(plugin)())
+        except (Exception, SystemExit) as error:
+            made.set_exception(error)
+
+    stdout = sys.stdout
+    Thread(target=work, daemon=True).start()
+    if not wait([made], plugins.LIMIT).done:
+        sys.stdout = stdout  # an import turns it to standard error until it ends, and this one does not
+        error = plugins.PluginError(plugin, f"its import did not end within {plugins.LIMIT:g} s")
+        print(f"lightrec: {error}", file=sys.stderr, flush=True)
+        raise error
+    return made.result()

@@ -1,5 +1,7 @@
 """Kernels are found, chosen and refused with reasons; a broken one disturbs nobody."""
 
+import sys
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -125,30 +127,73 @@ def test_a_check_that_raises_counts_as_a_refusal(kernels):
         choose("double", Spec(), kernel="fragile")
 
 
-def test_a_broken_plugin_is_recorded_and_others_load(kernels, monkeypatch, tmp_path):
-    """Two distributions on the path, one of them importing what is not there."""
-    for name, source in {
-        "bad": "import libgone\n",
-        "odd": "def kernels():\n    raise ZeroDivisionError('at noon')\n",
-        "good": "from lightrec.ops.registry import Kernel\n"
-        "def kernels():\n    return Kernel('double', 'good', abs, None, lambda s: None, priority=99)\n",
-    }.items():
-        (tmp_path / f"lightrec_test_{name}.py").write_text(source)
-        info = tmp_path / f"lightrec_test_{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lightrec-test-{name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[lightrec.kernels]\n{name} = lightrec_test_{name}:kernels\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("LIGHTREC_PLUGINS", raising=False)
-    monkeypatch.setattr(registry, "_owners", {})
-    monkeypatch.setattr(registry, "_loaded", False)
+GOOD = (
+    "from lightrec.ops.registry import Kernel\n"
+    "def kernels():\n    return Kernel('double', 'good', abs, None, lambda s: None, priority=99)\n"
+)
+
+
+@pytest.fixture
+def bring(kernels, monkeypatch, tmp_path):
+    """Puts distributions with these modules on the path; the next choice finds them."""
+
+    def bring(**sources):
+        for name, source in sources.items():
+            (tmp_path / f"lightrec_test_{name}.py").write_text(source)
+            info = tmp_path / f"lightrec_test_{name}-1.0.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lightrec-test-{name}\nVersion: 1.0\n")
+            (info / "entry_points.txt").write_text(f"[lightrec.kernels]\n{name} = lightrec_test_{name}:kernels\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("LIGHTREC_PLUGINS", ",".join(f"lightrec-test-{name}" for name in sources))
+        monkeypatch.setattr(registry, "_owners", {})
+        monkeypatch.setattr(registry, "_loaded", False)
+
+    yield bring
+    for name in [name for name in sys.modules if name.startswith("lightrec_test_")]:
+        del sys.modules[name]
+
+
+def test_a_broken_plugin_is_recorded_and_others_load(bring):
+    bring(
+        bad="import libgone\n",
+        odd="def kernels():\n    raise ZeroDivisionError('at noon')\n",
+        quits="def kernels():\n    raise SystemExit(3)\n",
+        wrong="def kernels():\n    return [abs]\n",
+        old="from lightrec.ops.registry import Kernel\n"
+        "def kernels():\n    return Kernel('double', 'old', abs, None, lambda s: None, api_version=0)\n",
+        good=GOOD,
+    )
     assert choose("double", Spec()).name == "good"
     assert describe_kernels({"double": Spec()})[0]["distribution"] == "lightrec-test-good 1.0"
     broken = registry.broken_kernels()
     assert "No module named 'libgone'" in broken["lightrec-test-bad:bad"]
     assert "ZeroDivisionError: at noon" in broken["lightrec-test-odd:odd"]
+    assert "SystemExit: 3" in broken["lightrec-test-quits:quits"]
+    assert "expected a Kernel, got builtin_function_or_method" in broken["lightrec-test-wrong:wrong"]
+    assert "kernel contract 0; this is 1" in broken["lightrec-test-old:old"]
     with pytest.raises(ValueError, match="Broken: .*libgone"):
         choose("double", Spec(), kernel="bad")
+
+
+@pytest.mark.parametrize("where", ["", "def kernels():\n    "], ids=["import", "function"])
+def test_a_plugin_that_hangs_is_left_behind_named_and_waited_for_once(bring, monkeypatch, capsys, where):
+    monkeypatch.setattr(registry.plugins, "LIMIT", 0.3)
+    before = set(threading.enumerate())
+    # it goes on once the test is over
+    bring(hung=f"import threading\nleave = threading.Event()\n{where}leave.wait()\n", good=GOOD)
+    assert choose("double", Spec()).name == "good"
+    print("a result")
+    out, err = capsys.readouterr()
+    assert out == "a result\n"  # what is printed afterwards goes where it should
+    assert "'hung' of lightrec-test-hung 1.0 cannot be used (its import did not end within 0.3 s)" in err
+    assert "LIGHTREC_PLUGINS" in err
+    assert "did not end within" in registry.broken_kernels()["lightrec-test-hung:hung"]
+    monkeypatch.setattr(registry.plugins, "load", None)  # nothing is imported again
+    assert choose("double", Spec()).name == "good"
+    sys.modules["lightrec_test_hung"].leave.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
 
 
 def test_plugins_that_are_shut_out_bring_no_kernel(kernels, monkeypatch):
