@@ -88,11 +88,11 @@ def run(command: str, argv: list[str]) -> int:
 
 
 def _kernel(choice: str | None) -> AbstractContextManager:
-    """The choice of --kernel, which holds while the command runs; checked before anything is prepared."""
-    if choice in (None, "null"):
-        return nullcontext()
+    """The choice of --kernel, which holds while the command runs. It, or that of the environment, is checked before
+    anything is prepared."""
+    choice = None if choice == "null" else choice
     check_choice(choice)
-    return use_kernel(choice)
+    return use_kernel(choice) if choice else nullcontext()
 
 
 def _complete(command: str, given: arguments.Given) -> _Checkpoint | None:
@@ -293,14 +293,16 @@ class LightrecCLI(LightningCLI):
             )
 
     def instantiate_classes(self) -> None:
+        instead = []
         if self.about and self.command != "fit":
             # Built from its own description, not from flags, so that it is the model that was trained.
             content, path = self.about.content, self.about.path
-            self.parser.add_instantiator(
-                lambda class_type, *args, **kwargs: build_model(content, path), SequenceRecommender, subclasses=True
-            )
+            instead = [(lambda class_type, *args, **kwargs: build_model(content, path), SequenceRecommender, True)]
         try:
-            super().instantiate_classes()
+            # As LightningCLI does, which cannot pass on what builds the model instead.
+            self.config_init = self.parser.instantiate(self.config, instantiators=instead)
+            self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
+            self.trainer = self.instantiate_trainer()
         except ValueError as error:
             # What a constructor says comes wrapped, once or more, in a complaint about types.
             cause: BaseException | None = error

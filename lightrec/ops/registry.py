@@ -23,7 +23,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -152,15 +152,17 @@ def asked_for(op: str, argument: str | None = None) -> tuple[str | None, str]:
     for other in choice:
         if other and other not in ops:
             near = plugins.suggestion(other, sorted(ops)) or f"; ops: {', '.join(sorted(ops))}."
-            raise InputError(f"there is no op {other!r} to choose a kernel for ({text}){near}")
+            raise InputError(f"there is no op {other!r} to choose a kernel for ({text}){near}{_blame(source)}")
     if op in choice:
+        if (op, choice[op]) not in _kernels:
+            raise InputError(_unknown(op, choice[op]) + _blame(source))
         return choice[op], source
     name = choice.get("")
     if name is None or (op, name) in _kernels:
         return name, source if name else "priority"
     if any(key[1] == name for key in _kernels):
         return None, "priority"
-    raise InputError(_unknown(None, name))
+    raise InputError(_unknown(None, name) + _blame(source))
 
 
 @lru_cache
@@ -212,12 +214,12 @@ def choose(op: str, spec: Any, kernel: str | None = None) -> Kernel:
         InputError: a named kernel is unknown.
         KernelRefused: a named kernel cannot run, or none can.
     """
-    name, _ = asked_for(op, kernel)
+    name, source = asked_for(op, kernel)
     if name is not None:
         found = get_kernel(op, name)
         reason = _refusal(found, spec)
         if reason is not None:
-            raise KernelRefused(f"kernel {name!r} was asked for but cannot run {op}: {reason}.")
+            raise KernelRefused(f"kernel {name!r} was asked for but cannot run {op}: {reason}.{_blame(source)}")
         return found
     _load()
     for found in _of(op):
@@ -271,18 +273,20 @@ def describe_kernels(specs: dict[str, Any] | None = None, device: str = "cpu") -
     return rows
 
 
-def check_choice(text: str) -> None:
+def check_choice(text: str | None) -> None:
     """Tells at once what the first call of an op would: that a choice names what nobody knows.
+
+    Args:
+        text: as of `use_kernel`; None for what context or environment say, and nothing is imported if they say nothing.
 
     Raises:
         InputError: it does, or is neither a name nor `op=name,op=name`.
     """
-    _load()
-    with use_kernel(text):
-        for op in {key[0] for key in _kernels}:
-            name, _ = asked_for(op)
-            if name is not None:
-                get_kernel(op, name)
+    with use_kernel(text) if text else nullcontext():
+        if requested(None) is not None:
+            _load()
+            for op in {key[0] for key in _kernels}:
+                asked_for(op)
 
 
 def broken_kernels() -> dict[str, str]:
@@ -298,6 +302,10 @@ def _request(argument: str | None) -> tuple[str | None, str]:
     if context is not None:
         return (context, "context") if context else (None, "priority")
     return (_FROM_ENVIRONMENT, "environment") if _FROM_ENVIRONMENT else (None, "priority")
+
+
+def _blame(source: str) -> str:
+    return f" {VARIABLE} asks for it." if source == "environment" else ""
 
 
 def _of(op: str) -> list[Kernel]:

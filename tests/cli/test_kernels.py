@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lightrec.cli import main
+from lightrec.ops import registry
 
 
 @pytest.fixture
@@ -76,6 +77,13 @@ def test_what_nobody_knows_is_explained(complaint, argv, said):
 
 def test_a_training_with_an_unknown_kernel_ends_before_it_begins(complaint, small):
     assert "did you mean torch?" in complaint("fit", *small, "--kernel", "trch", "--run_folder", "run")
+    assert not Path("run").exists()
+
+
+def test_a_training_with_an_unknown_kernel_in_the_environment_ends_before_it_begins(complaint, small, monkeypatch):
+    monkeypatch.setattr(registry, "_FROM_ENVIRONMENT", "trch")
+    said = complaint("fit", *small, "--run_folder", "run")
+    assert "did you mean torch?" in said and "LIGHTREC_KERNEL asks for it" in said
     assert not Path("run").exists()
 
 

@@ -104,6 +104,34 @@ def test_a_choice_that_nobody_knows_is_refused_with_the_nearest(kernels, text, w
         choose("double", Spec())
 
 
+def test_the_environment_is_named_where_it_asks_for_what_cannot_run(kernels, monkeypatch):
+    for text, words in [
+        ("fats", "no kernel 'fats' for any op.* LIGHTREC_KERNEL asks for it"),
+        ("double=fats", "no kernel 'fats' for double.* LIGHTREC_KERNEL asks for it"),
+        ("duoble=fast", "no op 'duoble'.* LIGHTREC_KERNEL asks for it"),
+        ("fast", "cannot run double: too large. LIGHTREC_KERNEL asks for it"),
+    ]:
+        monkeypatch.setattr(registry, "_FROM_ENVIRONMENT", text)
+        with pytest.raises(InputError, match=words):
+            choose("double", Spec(10))
+        with pytest.raises(InputError) as raised:
+            choose("double", Spec(10), kernel="fast")
+        assert "LIGHTREC_KERNEL" not in str(raised.value)  # the argument asked
+
+
+def test_a_choice_is_checked_before_it_is_needed_and_nothing_is_imported_without_one(kernels, monkeypatch):
+    monkeypatch.setattr(registry, "_load", lambda: pytest.fail("kernels were imported"))
+    registry.check_choice(None)
+    monkeypatch.setattr(registry, "_load", lambda: None)
+    registry.check_choice("double=fast")
+    for text in ("fats", "double=fats", "duoble=fast", "fast,slow"):
+        with pytest.raises(InputError):
+            registry.check_choice(text)
+    monkeypatch.setattr(registry, "_FROM_ENVIRONMENT", "fats")
+    with pytest.raises(InputError, match="LIGHTREC_KERNEL asks for it"):
+        registry.check_choice(None)
+
+
 def test_a_kernel_for_those_who_name_it_is_never_chosen_automatically(kernels):
     slow_everywhere = Kernel(
         "double", "interpreted", abs, None, lambda s: None, priority=99, only_by_name=lambda s: "it is an interpreter"
