@@ -38,8 +38,8 @@ def causal_conv1d(
         [B, L, D] in the dtype of x; with `return_final_state` also [B, K - 1, D], the state for what follows.
 
     Raises:
-        ValueError: shapes that do not fit, or another activation.
-        TypeError: resets that are not bool.
+        ValueError: shapes or devices that do not fit, or another activation.
+        TypeError: dtypes that are not floating or, for resets, bool.
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] < 1:
         raise ValueError(f"expected x [B, L, D] and weight [D, K], got {list(x.shape)} and {list(weight.shape)}.")
@@ -51,6 +51,13 @@ def causal_conv1d(
         initial_state = x.new_zeros(batch, past, channels)
     if tuple(initial_state.shape) != (batch, past, channels):
         raise ValueError(f"initial_state {list(initial_state.shape)} must be {[batch, past, channels]}.")
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f"bias {list(bias.shape)} must be {[channels]}.")
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("initial_state", initial_state)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating, got {tensor.dtype}.")
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}.")
     if resets is not None and resets.dtype != torch.bool:
         raise TypeError(f"resets must be bool, got {resets.dtype}.")
     if resets is not None and tuple(resets.shape) != (batch, length):

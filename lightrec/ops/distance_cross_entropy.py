@@ -18,6 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightrec.ops.hyperbolic_selective_scan import checked_curvature
+from lightrec.ops.linear_cross_entropy import check_targets
+
 _BLOCK_BYTES = 6 * 2**20  # of logits, and as much of slopes
 _TILE = 1024  # columns; a tile of 128 rows is half a megabyte
 _TINY = 1e-30  # least kappa q: arcosh and its slope are exact to rounding there
@@ -50,12 +53,14 @@ def distance_cross_entropy(
         Scalar sum, float32 (float64 for float64 input); all products are made in that dtype.
 
     Raises:
-        ValueError: shapes that do not fit, another power, or a kappa that is learned under a limit.
+        ValueError: shapes that do not fit, a target that is no class, another power, a kappa that is no finite scalar
+            >= 0 or is learned under a limit.
+        TypeError: rows that are not floating, targets that are not int64.
     """
     if rows.dim() != 2 or items.dim() != 2 or rows.shape[1] != items.shape[1]:
         raise ValueError(f"expected rows [T, M] and items [V, M], got {list(rows.shape)} and {list(items.shape)}.")
-    if targets.shape != rows.shape[:1]:
-        raise ValueError(f"targets {list(targets.shape)} must have one class for each of {len(rows)} rows.")
+    check_targets(targets, rows, len(items))
+    kappa = checked_curvature(kappa, rows)
     if power not in (1, 2):
         raise ValueError(f"power ({power}) must be 1 or 2.")
     if limit is not None and kappa.requires_grad:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from lightrec.ops import registry
-from lightrec.ops.selective_scan import selective_scan
+from lightrec.ops.selective_scan import check_scan, selective_scan
 
 MAP = "radial_map"
 FACTORS = ("paper", "flat-limit", "none")
@@ -91,9 +91,13 @@ def hyperbolic_selective_scan(
         As of `selective_scan`.
 
     Raises:
-        ValueError: an unknown factor, a kappa that is not a finite scalar >= 0 (> 0 for "paper").
+        ValueError: an unknown factor, a kappa that is not a finite scalar >= 0 (> 0 for "paper"); and as of
+            `selective_scan`, as are the other two.
+        TypeError: dtypes that are not floating or, for resets, bool.
+        RuntimeError: a kernel asked for by name cannot run.
     """
-    kappa = _checked(kappa, x, factor)
+    check_scan(x, delta, A, B, C, D, z, delta_bias, initial_state, resets)
+    kappa = checked_curvature(kappa, x, factor)
     rates = A * decay_factor(kappa, A.shape[1], factor)
     u = log0(x, kappa) if map_input else x
     optional = D, z, delta_bias, softplus, initial_state, return_final_state, resets, kernel
@@ -132,7 +136,7 @@ def exp0(v: Tensor, kappa: Tensor | float) -> Tensor:
         ValueError: kappa is no finite scalar >= 0.
         TypeError: vectors that are not floating.
     """
-    return _map(v, _checked(kappa, v), "exp0")
+    return _map(v, checked_curvature(kappa, v), "exp0")
 
 
 def log0(x: Tensor, kappa: Tensor | float) -> Tensor:
@@ -149,11 +153,16 @@ def log0(x: Tensor, kappa: Tensor | float) -> Tensor:
         ValueError: kappa is no finite scalar >= 0.
         TypeError: vectors that are not floating.
     """
-    return _map(x, _checked(kappa, x), "log0")
+    return _map(x, checked_curvature(kappa, x), "log0")
 
 
-def _checked(kappa: Tensor | float, like: Tensor, factor: str = "none") -> Tensor:
-    """Curvature as a scalar on the device of `like`, in the dtype that is computed in."""
+def checked_curvature(kappa: Tensor | float, like: Tensor, factor: str = "none") -> Tensor:
+    """Curvature as a scalar on the device of `like`, in the dtype that is computed in.
+
+    Raises:
+        ValueError: no finite scalar >= 0, as far as that can be seen (> 0 for the factor "paper").
+        TypeError: `like` is not floating.
+    """
     if not like.is_floating_point():
         raise TypeError(f"vectors must be floating, got {like.dtype}.")
     if isinstance(kappa, Tensor) and kappa.numel() != 1:

@@ -60,15 +60,23 @@ def linear_cross_entropy(
         Scalar sum (not mean: the caller knows over what to average), float32.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown kernel.
+        ValueError: shapes or devices that do not fit, a target that is no class (looked at on the CPU outside of
+            compiled graphs: elsewhere that would stall or break them), or an unknown kernel.
+        TypeError: dtypes that are not floating or, for targets, int64.
         RuntimeError: a kernel asked for by name cannot run.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"expected hidden [T, D] and weight [V, D], got {list(hidden.shape)} and {list(weight.shape)}."
         )
-    if targets.shape != hidden.shape[:1]:
-        raise ValueError(f"targets {list(targets.shape)} must have one class for each of {len(hidden)} rows.")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {list(bias.shape)} must be {[len(weight)]}, one a class.")
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating, got {tensor.dtype}.")
+        if tensor is not None and tensor.device != hidden.device:
+            raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}.")
+    check_targets(targets, hidden, len(weight))
     if matmul_dtype is None:
         kind = hidden.device.type
         matmul_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
@@ -81,6 +89,29 @@ def linear_cross_entropy(
         spec = HeadSpec(hidden.shape[1], hidden.device.type, hidden.dtype, matmul_dtype)
         forward = registry.choose(OP, spec, kernel).forward
     return _LinearCrossEntropy.apply(hidden, weight, targets, bias, matmul_dtype, block_rows, forward)
+
+
+def check_targets(targets: Tensor, rows: Tensor, num_classes: int) -> None:
+    """Refuses targets [T] that are not one class, 0..num_classes - 1, for each of rows [T, D].
+
+    Raises:
+        ValueError: another shape or device, no class at all, or a number that is no class, if that can be seen.
+        TypeError: not int64.
+    """
+    if num_classes < 1:
+        raise ValueError("there must be at least one class, got 0.")
+    if targets.shape != rows.shape[:1]:
+        raise ValueError(f"targets {list(targets.shape)} must have one class for each of {len(rows)} rows.")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets must be int64, got {targets.dtype}.")
+    if targets.device != rows.device:
+        raise ValueError(f"targets are on {targets.device}, rows on {rows.device}.")
+    # a subclass, such as the fake tensors of a tracer, may have no values
+    at_hand = type(targets) is Tensor and targets.device.type == "cpu" and not torch.compiler.is_compiling()
+    if at_hand and targets.numel():
+        least, most = (t.item() for t in targets.aminmax())
+        if least < 0 or most >= num_classes:
+            raise ValueError(f"targets reach from {least} to {most}; classes are 0..{num_classes - 1}.")
 
 
 def _torch_forward(hidden, weight, targets, bias, matmul_dtype, block_rows, needs):

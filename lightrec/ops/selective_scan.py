@@ -93,7 +93,7 @@ def selective_scan(
         TypeError: dtypes that are not floating (x and its like) or bool (resets).
         RuntimeError: a kernel asked for by name cannot run.
     """
-    _check(x, delta, A, B, C, D, z, delta_bias, initial_state, resets)
+    check_scan(x, delta, A, B, C, D, z, delta_bias, initial_state, resets)
     tensors = (x, delta, A, B, C, D, z, delta_bias, initial_state)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     compiling = torch.compiler.is_compiling()
@@ -146,12 +146,14 @@ def selective_scan_step(
         out [B, D] in the dtype of x, and the new state [B, D, N].
 
     Raises:
-        ValueError: shapes or devices that do not fit.
+        ValueError: shapes or devices that do not fit, or a rate above zero.
         TypeError: dtypes that are not floating.
     """
     gate = None if z is None else z[:, None]
     sequence = x[:, None], delta[:, None], A, B[:, None], C[:, None], D, gate, delta_bias
-    _check(*sequence, state, None)
+    check_scan(*sequence, state, None)
+    if not torch.compiler.is_compiling():
+        _check_rates(A)
     with torch.autocast(x.device.type, enabled=False):
         out, state = reference_scan(*sequence, state, None, softplus)
     return out[:, 0], state
@@ -192,7 +194,8 @@ def reference_scan(
     return y.to(x.dtype), h
 
 
-def _check(x, delta, A, B, C, D, z, delta_bias, initial_state, resets) -> None:
+def check_scan(x, delta, A, B, C, D, z, delta_bias, initial_state, resets) -> None:
+    """Refuses tensors whose shapes, devices or dtypes do not fit together."""
     if x.dim() != 3 or A.dim() != 2:
         raise ValueError(f"expected x [B, L, D] and A [D, N], got {list(x.shape)} and {list(A.shape)}.")
     batch, length, channels = x.shape

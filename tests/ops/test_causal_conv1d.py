@@ -66,3 +66,13 @@ def test_what_does_not_fit_is_refused():
         causal_conv1d(x, weight, bias, "relu")
     with pytest.raises(TypeError, match="resets must be bool"):
         causal_conv1d(x, weight, resets=torch.zeros(2, 11))
+    with pytest.raises(ValueError, match=r"resets \[2, 10\] must be \[2, 11\]"):
+        causal_conv1d(x, weight, resets=torch.zeros(2, 10, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"bias \[1\] must be \[5\]"):
+        causal_conv1d(x, weight, bias[:1])
+    with pytest.raises(ValueError, match=r"initial_state \[2, 2, 5\] must be \[2, 3, 5\]"):
+        causal_conv1d_step(x[:, :2], x[:, 0], weight)
+    with pytest.raises(TypeError, match="x must be floating, got torch.int64"):
+        causal_conv1d(x.long(), weight)
+    with pytest.raises(ValueError, match="weight is on meta, x on cpu"):
+        causal_conv1d(x, weight.to("meta"))

@@ -102,3 +102,12 @@ def test_without_gradients_the_value_is_the_same_and_shapes_are_checked():
         distance_cross_entropy(*parts[:2], targets[1:], *parts[2:], 2)
     with pytest.raises(ValueError, match="must be 1 or 2"):
         distance_cross_entropy(*parts[:2], targets, *parts[2:], 3)
+    with pytest.raises(ValueError, match="targets reach from 11 to 11; classes are 0..10"):
+        distance_cross_entropy(*parts[:2], torch.full_like(targets, 11), *parts[2:], 2)
+
+
+@pytest.mark.parametrize("kappa", [-0.1, float("nan"), float("inf")])
+def test_a_curvature_that_makes_no_sense_is_refused(kappa):
+    (x, y, _, t), targets = inputs()
+    with pytest.raises(ValueError, match="must be finite and not negative"):
+        distance_cross_entropy(x, y, targets, torch.tensor(kappa), t, 2)

@@ -113,6 +113,61 @@ def test_an_unknown_factor_and_a_vector_of_curvatures_are_refused():
         hyperbolic_selective_scan(**scan_inputs(1, 2, 3, 2), kappa=0.0, factor="paper")
 
 
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"A": torch.zeros(5)}, ValueError, r"A \[D, N\], got"),
+        ({"A": torch.zeros(5, 3, dtype=torch.int64)}, TypeError, "A must be floating"),
+        ({"A": torch.zeros(5, 3, device="meta")}, ValueError, "A is on meta, x on cpu"),
+        ({"A": torch.full((5, 3), 0.5)}, ValueError, "must not be above zero"),
+        ({"x": torch.zeros(2, 5)}, ValueError, r"expected x \[B, L, D\]"),
+        ({"x": torch.zeros(2, 9, 5, dtype=torch.int64)}, TypeError, "x must be floating"),
+        ({"resets": torch.zeros(2, 9)}, TypeError, "resets must be bool"),
+        ({"kernel": "nonsense"}, ValueError, "no kernel 'nonsense' for selective_scan"),
+    ],
+)
+@pytest.mark.parametrize("map_input", [False, True])
+def test_inputs_that_do_not_fit_are_refused_as_by_the_scan(change, error, words, map_input):
+    with pytest.raises(error, match=words):
+        hyperbolic_selective_scan(**(scan_inputs(2, 9, 5, 3) | change), map_input=map_input)
+
+
+@pytest.mark.parametrize("factor", ["paper", "flat-limit", "none"])
+def test_with_maps_a_packed_row_equals_its_sequences_apart_and_a_scan_goes_on_from_its_state(factor):
+    i = scan_inputs(1, 12, 5, 4) | {"initial_state": None}
+    options = dict(kappa=0.7, factor=factor, map_input=True, map_output=True, return_final_state=True)
+
+    def scan(start, stop, **given):
+        part = {n: t[:, start:stop] if n in ("x", "delta", "B", "C", "z") else t for n, t in i.items()}
+        return hyperbolic_selective_scan(**(part | given), **options)
+
+    first, state = scan(0, 5)
+    second, end = scan(5, 12)
+    resets = torch.zeros(1, 12, dtype=torch.bool)
+    resets[0, 5] = True
+    packed, final = scan(0, 12, resets=resets)
+    assert relative_error(packed, torch.cat([first, second], 1)) < ROUND_TRIP_TOLERANCE
+    assert relative_error(final, end) < ROUND_TRIP_TOLERANCE
+    whole, last = scan(0, 12)
+    rest, again = scan(5, 12, initial_state=state)
+    assert relative_error(torch.cat([first, rest], 1), whole) < ROUND_TRIP_TOLERANCE
+    assert relative_error(again, last) < ROUND_TRIP_TOLERANCE
+    assert relative_error(packed, whole) > 1e-3  # the reset did something
+
+
+def test_autocast_keeps_the_scan_and_its_maps_in_float32():
+    i = scan_inputs(2, 9, 5, 3)
+
+    def scan():
+        kappa = torch.tensor(0.7, requires_grad=True)
+        out = hyperbolic_selective_scan(**i, kappa=kappa, map_input=True, map_output=True)
+        return out, torch.autograd.grad(out.square().sum(), kappa)[0]
+
+    plain = scan()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(scan(), plain, strict=True))
+
+
 def test_a_compiled_graph_is_whole_and_agrees():
     i = scan_inputs(2, 6, 4, 3)
     kappa = torch.tensor(0.5)

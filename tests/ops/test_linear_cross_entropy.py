@@ -102,14 +102,35 @@ def test_logits_of_all_rows_never_exist(monkeypatch):
     assert 0 < largest * 4 <= 8 * 2**20
 
 
-@pytest.mark.parametrize("change", ["width", "targets"])
-def test_shapes_that_do_not_fit_are_refused(change):
-    hidden, weight, targets, bias = inputs(4, 5)
-    with pytest.raises(ValueError, match="expected hidden|must have one class"):
-        if change == "width":
-            linear_cross_entropy(hidden[:, :3], weight, targets, bias)
-        else:
-            linear_cross_entropy(hidden, weight, targets[:2], bias)
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"hidden": torch.zeros(4, 3)}, ValueError, r"expected hidden \[T, D\] and weight \[V, D\]"),
+        ({"hidden": torch.zeros(4, 16).long()}, TypeError, "hidden must be floating, got torch.int64"),
+        ({"weight": torch.zeros(0, 16), "bias": None}, ValueError, "at least one class"),
+        ({"weight": torch.zeros(5, 16, device="meta")}, ValueError, "weight is on meta, hidden on cpu"),
+        ({"bias": torch.zeros(1)}, ValueError, r"bias \[1\] must be \[5\]"),
+        ({"targets": torch.tensor([0, 1])}, ValueError, r"targets \[2\] must have one class for each of 4 rows"),
+        ({"targets": torch.tensor([0, 1, 2, 5])}, ValueError, r"targets reach from 0 to 5; classes are 0\.\.4"),
+        ({"targets": torch.tensor([0, 1, 2, -1])}, ValueError, "targets reach from -1 to 2"),
+        ({"targets": torch.zeros(4)}, TypeError, "targets must be int64, got torch.float32"),
+        ({"targets": torch.zeros(4, dtype=torch.int64, device="meta")}, ValueError, "targets are on meta"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, error, words):
+    given = dict(zip(("hidden", "weight", "targets", "bias"), inputs(4, 5), strict=True))
+    with pytest.raises(error, match=words):
+        linear_cross_entropy(**(given | change))
+
+
+def test_a_compiled_graph_is_whole_and_agrees():
+    hidden, weight, targets, bias = inputs(20, 30)
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (linear_cross_entropy, compiled):
+        loss = function(hidden, weight, targets, bias)
+        results.append([loss, *torch.autograd.grad(loss, (hidden, weight, bias))])
+    assert all(relative(a, b) < FLOAT32_TOLERANCE for a, b in zip(*results, strict=True))
 
 
 def test_the_kernel_is_chosen_by_name_and_a_name_of_another_op_leaves_it_alone():

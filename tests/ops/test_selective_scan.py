@@ -237,6 +237,10 @@ def test_a_step_refuses_what_does_not_fit():
         selective_scan_step(torch.zeros(2, 3, 5), A=i["A"], **now)
     with pytest.raises(ValueError, match="B .* must be"):
         selective_scan_step(i["initial_state"], A=i["A"], **(now | {"B": torch.zeros(1, 3)}))
+    with pytest.raises(ValueError, match="must not be above zero"):
+        selective_scan_step(i["initial_state"], A=-i["A"], **now)
+    with pytest.raises(TypeError, match="x must be floating, got torch.int64"):
+        selective_scan_step(i["initial_state"], A=i["A"], **(now | {"x": now["x"].long()}))
 
 
 @pytest.mark.parametrize("name", ["reference", "torch"])
