@@ -108,14 +108,16 @@ def test_data_flags_change_the_protocol_and_keep_the_other_result(best, capsys):
     assert json.loads(kept.read_text())["protocol"]["tag"] == "P4"
 
 
-def test_sampled_metrics_carry_their_name(best):
-    flags = ["--data.candidates", "uniform-100", "--results", "r.json"]
-    # 30 items leave fewer than 100 negatives: either it is refused, or each name says what was ranked.
-    code = main(["test", "--ckpt_path", best, *flags])
-    if code == 0:
-        assert all("[uniform-100]" in name for name in json.loads(Path("r.json").read_text())["metrics"])
-    else:
-        assert code == 2
+@pytest.mark.parametrize("candidates", ["uniform-100", "popularity-100"])
+def test_sampled_metrics_carry_their_name(best, capsys, candidates):
+    assert main(["test", "--ckpt_path", best, "--results", "full.json"]) == 0
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", best, "--data.candidates", candidates, "--results", "sampled.json"]) == 0
+    assert f"the target among {candidates}" in capsys.readouterr().out
+    full, sampled = (json.loads(Path(f"{name}.json").read_text()) for name in ("full", "sampled"))
+    assert "test/ndcg@10" in full["metrics"] and not any("[" in name for name in full["metrics"])
+    assert set(sampled["metrics"]) == {f"{name}[{candidates}]" for name in full["metrics"]}
+    assert sampled["protocol"]["candidates"] == candidates
 
 
 def test_ranks_of_users_give_the_metric_back(best):
