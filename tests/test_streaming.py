@@ -85,6 +85,19 @@ def test_every_prefix_of_interleaved_users_gives_the_batch_result(name, path, op
 
 
 @stepping
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.bfloat16, 3e-2)])
+def test_a_model_in_another_dtype_streams_the_scores_that_it_recommends(name, path, options, dtype, tolerance):
+    model = own_model(name, path, options).to(dtype).eval()
+    stream = StreamingRecommender(model)
+    for user, item in EVENTS:
+        stream.observe(user, item)
+    for user in {user for user, _ in EVENTS}:
+        _, scores = model.recommend(Batch.from_histories([[item for other, item in EVENTS if other == user]]), 10)
+        streamed = torch.tensor([line.score for line in stream.recommend(user, 10, exclude_seen=True)])
+        torch.testing.assert_close(streamed, scores[0], rtol=tolerance, atol=tolerance * scores.abs().max().item())
+
+
+@stepping
 def test_many_events_at_once_give_what_one_by_one_gives(name, path, options):
     model = own_model(name, path, options)
     single, batched = StreamingRecommender(model), StreamingRecommender(model)
