@@ -93,8 +93,8 @@ def encode_texts(
     found = unit(_tfidf(given, size) if encoder == "tfidf" else _language_model(given, encoder, size, progress))
     if len(found) > 1 and np.ptp(found, axis=0).max() < _ALIKE:
         raise InputError(
-            f"{encoder} makes the same vector of all {len(given)} texts ({given[0][:40]!r} and so on): no item is nearer "
-            f"than another; {_HINT}"
+            f"{encoder} makes the same vector of all {len(given)} texts ({given[0][:40]!r} and so on), so none can be "
+            f"told from another; {_HINT}"
         )
     out = np.zeros((len(texts), size), np.float32)
     out[real] = found
