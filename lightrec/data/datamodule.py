@@ -280,7 +280,10 @@ class SequenceDataModule(L.LightningDataModule):
 
     def _log(self) -> Log:
         if self.with_times and self.prepared.times is None:
-            raise InputError("--data.with_times needs a log with times; this one has none. Most models need no times.")
+            raise InputError(
+                "--data.with_times needs a log with times; this one has none: set it to false. No model of lightrec "
+                "itself needs times (SASRec, GRU4Rec, Mamba4Rec and so on); one of a plug-in that does will say so."
+            )
         return Log(self.prepared.items, self.prepared.times if self.with_times else None)
 
     def _processes(self) -> tuple[int, int]:

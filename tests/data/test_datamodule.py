@@ -99,7 +99,7 @@ def test_a_budget_below_the_length_that_the_source_suggests_is_said(path):
 
 def test_times_that_the_log_lacks_are_said(tmp_path):
     (tmp_path / "log.csv").write_text("user,item\na,x\na,y\na,z\n")
-    with pytest.raises(InputError, match="--data.with_times needs a log with times"):
+    with pytest.raises(InputError, match="log with times; .*: set it to false. No model of lightrec itself needs"):
         SequenceDataModule(path=str(tmp_path / "log.csv"), with_times=True).test_dataloader()
 
 

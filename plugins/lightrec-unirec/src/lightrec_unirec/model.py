@@ -366,8 +366,9 @@ class UniRec(EncoderRecommender):
         """
         if batch.timestamps is None and getattr(self.objective, "use_times", False) and len(batch):
             raise InputError(
-                "UniRec needs times: set --data.with_times true, or --model.objective.use_times false for a log "
-                "without them (positions then stand in for time)."
+                "UniRec needs times: set --data.with_times true. For a log without them, set "
+                "--model.objective.use_times false (positions then stand in for time), or choose a model that needs "
+                "none: any of lightrec itself."
             )
 
     def encode(self, batch: Batch) -> Tensor:
