@@ -1,12 +1,16 @@
 """IDNP: what a neural process over short windows must show."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from lightrec import testing
+from lightrec.cli import main
 from lightrec.data.batch import Batch
 from lightrec.models.sasrec import SASRec
 
@@ -15,6 +19,7 @@ from lightrec_idnp.calibration import reliability  # noqa: E402
 from lightrec_idnp.process import InterestProcess, Latent, kullback_leibler, wasserstein  # noqa: E402
 from lightrec_idnp.windows import ShortTermEncoder, short_windows  # noqa: E402
 
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 D, Z = 8, 4
 
 
@@ -255,3 +260,39 @@ def factory(num_items, max_length):
 @pytest.mark.parametrize("check", testing.applicable_checks(factory(20, 10)), ids=lambda c: c.__name__)
 def test_it_keeps_the_contract_of_a_recommender(check):
     check(partial(factory))
+
+
+def test_it_is_exported_with_its_windows_and_without_what_is_padding():
+    testing.check_export(lambda n, m: idnp.IDNP(n, 16))
+
+
+# from YAML
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTREC_CACHE", str(tmp_path / "cache"))
+    log = testing.toy_log(num_users=40, min_length=6).write_csv(tmp_path / "purchases.csv")
+    (tmp_path / "timeless.csv").write_text(
+        "\n".join(",".join(row.split(",")[:2]) for row in log.read_text().splitlines())
+    )
+    narrow = ["--model.hidden_size", "16", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    return [*narrow, "--data.source", "file", "--data.path"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_trains_and_is_tested(path, toy):
+    assert main(["fit", "--config", str(path), "--run_folder", "run", *toy, "purchases.csv"]) == 0
+    assert main(["test", "--ckpt_path", "run/checkpoints/best.ckpt"]) == 0
+    assert "test/ndcg@10" in json.loads(Path("run/results.json").read_text())["metrics"]
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["model"]["class_path"] == "IDNP" and recipe["data"]["with_times"]
+    assert recipe["data"]["source"] == path.stem.replace("idnp", "amazon")
+
+
+def test_a_log_without_times_is_told_what_to_leave_out_and_then_trains(toy, capsys):
+    timeless = ["fit", "--config", str(CONFIGS[0]), *toy, "timeless.csv"]
+    assert main(timeless) == 2
+    assert "this one has none: set it to false" in " ".join(capsys.readouterr().err.split())
+    assert main([*timeless, "--data.with_times", "false"]) == 0

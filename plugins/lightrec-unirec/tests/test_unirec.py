@@ -1,13 +1,17 @@
 """UniRec: time features, counting from the training part, the three terms, and what must not change."""
 
 import datetime as dt
+import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from lightrec import testing
+from lightrec.cli import main
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
 from lightrec.objectives.next_item import catalog_cross_entropy, next_item_rows
@@ -24,6 +28,7 @@ from lightrec_unirec.time import (  # noqa: E402
     quarter_sine,
 )
 
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 HOUR = 3600
 
 
@@ -280,3 +285,42 @@ def factory(num_items, max_length):
 @pytest.mark.parametrize("check", testing.applicable_checks(factory(20, 10)), ids=lambda c: c.__name__)
 def test_it_keeps_the_contract_of_a_recommender(check):
     check(partial(factory))
+
+
+# from YAML
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTREC_CACHE", str(tmp_path / "cache"))
+    log = testing.toy_log(num_users=40, num_items=120, min_length=6).write_csv(tmp_path / "purchases.csv")
+    (tmp_path / "timeless.csv").write_text(
+        "\n".join(",".join(row.split(",")[:2]) for row in log.read_text().splitlines())
+    )
+    narrow = ["--model.hidden_size", "16", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    return [*narrow, "--data.source", "file", "--data.path"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_trains_and_is_tested_in_both_ways(path, toy):
+    assert main(["fit", "--config", str(path), "--run_folder", "run", *toy, "purchases.csv"]) == 0
+    for flags in ([], ["--data.candidates", "uniform-100"]):
+        assert main(["test", "--ckpt_path", "run/checkpoints/best.ckpt", *flags]) == 0
+    full, sampled = (json.loads(p.read_text()) for p in sorted(Path("run").glob("results*.json"))[::-1])
+    assert {full["protocol"]["candidates"], sampled["protocol"]["candidates"]} == {"full", "uniform-100"}
+    assert full["metrics"].keys().isdisjoint(sampled["metrics"])
+    recipe = yaml.safe_load(path.read_text())
+    assert recipe["model"]["class_path"] == "UniRec" and recipe["data"]["with_times"]
+    assert recipe["data"]["source"] == path.stem.replace("unirec", "amazon")
+
+
+def test_a_log_without_times_is_told_what_to_choose_and_then_trains(toy, capsys):
+    timeless = ["fit", "--config", str(CONFIGS[0]), *toy, "timeless.csv"]
+    for flags, said in (
+        ([], "--data.with_times needs a log with times; this one has none"),
+        (["--data.with_times", "false"], "--model.objective.use_times false"),
+    ):
+        assert main([*timeless, *flags]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    assert main([*timeless, "--data.with_times", "false", "--model.objective.use_times", "false"]) == 0
