@@ -193,7 +193,10 @@ def _objective_checks(kind: type, given: dict, model: type | None) -> list[Check
         recommender.loss(full)
     except (InputError, ValueError) as error:
         name = "SASRec" if model is None else model.__name__
-        raise InputError(f"{kind.__name__} cannot train {name} ({error}) Name a model it can with --within.") from error
+        raise InputError(
+            f"{kind.__name__} cannot train {name} ({error}) Name a model it can with --within, or other arguments of "
+            f"{kind.__name__} with --set."
+        ) from error
 
     def learns() -> str | None:
         try:

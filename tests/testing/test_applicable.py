@@ -78,7 +78,7 @@ def test_a_part_is_checked_inside_a_recommender(kind, name):
 
 
 def test_an_objective_that_needs_another_model_is_checked_within_it():
-    with pytest.raises(InputError, match="OnlyGRU cannot train SASRec .* with --within"):
+    with pytest.raises(InputError, match="OnlyGRU cannot train SASRec .* with --within, or other arguments .* --set"):
         checks_of(declared("objectives", "OnlyGRU"), {})
     dict(checks_of(declared("objectives", "OnlyGRU"), {}, "GRU4Rec"))["gradients"]()
     with pytest.raises(InputError, match="--within is for objectives"):
