@@ -93,6 +93,13 @@ def _start(logger: WandbLogger) -> None:
     logger.experiment.define_metric(BEST_METRIC, summary="max", step_metric="trainer/global_step")
 
 
+def end_run(loggers: list[Logger]) -> None:
+    """Ends the W&B run of a training that is complete; otherwise the next one of the process would write into it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def _offline_reason(wandb) -> str | None:
     """Says why a run must stay on disk, or None. Asked before wandb starts: a failed start cannot be repeated."""
     mode = os.environ.get("WANDB_MODE")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lightrec.cli import main
 from lightrec.errors import InputError
 from lightrec.testing import toy_log
 from lightrec.tracking import make_logger
@@ -116,6 +117,19 @@ def test_the_run_file_holds_configuration_protocol_summary_rule_and_examples(off
     content = json.loads(table.read_text())
     assert content["columns"] == ["user", "history", "target", "recommended"]
     assert "Title " in content["data"][0][1] and content["data"][0][0].startswith("user-")
+
+
+def test_two_trainings_of_a_process_are_two_runs(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    toy_log().write_csv("toy.csv")
+    flags = ["--model", "SASRec", "--model.hidden_size", "8", "--data.path", "toy.csv", "--data.max_length", "8"]
+    flags += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--tracking", "wandb"]
+    for folder in ("one", "two"):
+        assert main(["fit", *flags, "--run_folder", folder]) == 0
+        assert wandb.run is None
+        assert len(list(Path(folder).rglob("run-*.wandb"))) == 1
 
 
 def test_a_network_that_fails_ends_in_an_offline_run_within_seconds(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ from lightrec.errors import InputError
 from lightrec.metrics.ranking import RankingMetrics
 from lightrec.ops.registry import check_choice, use_kernel
 from lightrec.recommender import SequenceRecommender
-from lightrec.tracking import ExampleTable, Tracking, make_logger
+from lightrec.tracking import ExampleTable, Tracking, end_run, make_logger
 
 TRAINER_DEFAULTS = {
     "max_epochs": 200,
@@ -450,6 +450,7 @@ class LightrecCLI(LightningCLI):
             return
         finally:
             os.environ.pop(_RUN_FOLDER, None)
+        end_run(self.trainer.loggers)
         best = report.after_fit(self)
         if best and self.config.fit.test_after_fit:
             self._test(best)
