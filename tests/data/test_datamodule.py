@@ -161,6 +161,10 @@ WHEN = {
 }
 
 
+# A resumed run here saves nothing; a first run that saves on an error looks for a checkpoint, and there is none yet.
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
+@pytest.mark.filterwarnings(r"ignore:`.fit\(ckpt_path=None\)` was called without a model:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available:UserWarning")
 @pytest.mark.parametrize("options", [{}, {"limit_train_batches": 5}, {"max_steps": 18, "max_epochs": -1}], ids=str)
 @pytest.mark.parametrize("when", WHEN)
 def test_a_run_that_broke_down_is_resumed_with_the_batches_that_were_left(run, tmp_path, when, options):
