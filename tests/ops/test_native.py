@@ -23,6 +23,7 @@ from lightrec.testing.kernels import (
     scan_inputs,
 )
 
+pytestmark = pytest.mark.xdist_group("native kernel")  # its library is compiled once
 SOURCE = Path(__file__).parents[2] / "plugins" / "lightrec-native" / "src"
 
 
