@@ -27,6 +27,10 @@ def test_any_strides_and_no_rows(found):
     assert found["strides"] < 1e-5 and found["empty"] == 0
 
 
+def test_a_target_that_is_no_class_gives_no_number(found):
+    assert found["unknown_targets"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_it_agrees_with_torch_on_a_gpu():

@@ -86,7 +86,8 @@ def loss_kernel(
         gold += tl.sum(tl.where(v[None, :] == target[:, None], logits, 0.0), 1)
     lse = peak + tl.log(total)
     tl.store(lse_ptr + t, lse, mask=there)
-    tl.store(loss_ptr + t, lse - gold, mask=there)
+    known = (target >= 0) & (target < items)  # on a GPU nobody has looked before: a wrong target must not look right
+    tl.store(loss_ptr + t, tl.where(known, lse - gold, float("nan")), mask=there)
 
 
 @triton.jit
