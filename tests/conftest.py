@@ -12,7 +12,7 @@ def private_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("LIGHTREC_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mirror():
     """The folder of real data sets, by LIGHTREC_DATA_MIRROR or beside the checkout."""
     given = os.environ.get("LIGHTREC_DATA_MIRROR")

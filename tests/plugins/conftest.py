@@ -54,7 +54,20 @@ for folder in folders:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory) -> Path:
+def build_wheels():
+    """Returns what builds the projects in `folders` into wheels in `target`, and names them."""
+
+    def build(target: Path, folders: list[str]) -> list[str]:
+        _run([sys.executable, "-c", _BUILD, str(target), *folders])
+        wheels = [str(path) for path in target.glob("*.whl")]
+        assert len(wheels) == len(folders)
+        return wheels
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory, build_wheels) -> Path:
     """A folder that wheels are installed in: one made by `plugins new`, and the faulty ones."""
     work = tmp_path_factory.mktemp("wheels")
     hello = work / "lightrec-hello"
@@ -68,9 +81,7 @@ def site(tmp_path_factory) -> Path:
         text = _PYPROJECT.format(name=name, requires=requires, model=model, module=module, api=api)
         (work / name / "pyproject.toml").write_text(text)
     folders = [str(work / name) for name in ("lightrec-hello", *FAULTY)]
-    _run([sys.executable, "-c", _BUILD, str(work / "built"), *folders])
-    wheels = [str(path) for path in (work / "built").glob("*.whl")]
-    assert len(wheels) == len(folders)
+    wheels = build_wheels(work / "built", folders)
     options = ["--quiet", "--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check"]
     _run([sys.executable, "-m", "pip", "install", *options, "--target", str(work / "site"), *wheels])
     return work / "site"
