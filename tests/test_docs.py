@@ -53,6 +53,9 @@ def home(tmp_path_factory):
         assert main(["fit", *flags, "--trainer.max_epochs", "1", "--run_folder", run]) == 0
         shutil.copy(folder / run / "checkpoints" / "best.ckpt", folder / "best.ckpt")
         assert main(["fit", *flags, "--trainer.max_epochs", "1", "--run_folder", "runs/demo"]) == 0
+        for path in (run, "runs/demo"):
+            users = ["--evaluation.per_user", f"{path}/per-user.parquet"]
+            assert main(["test", "--ckpt_path", f"{path}/checkpoints/best.ckpt", *users]) == 0
         for name in ("first", "second"):
             assert main(["test", "--ckpt_path", "best.ckpt", "--evaluation.per_user", f"{name}.parquet"]) == 0
     return folder

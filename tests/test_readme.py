@@ -37,6 +37,8 @@ def home(tmp_path_factory):
         assert main(["fit", *flags, "--trainer.max_epochs", "1", "--run_folder", run]) == 0
         (folder / "best.ckpt").write_bytes((folder / run / "checkpoints" / "best.ckpt").read_bytes())
         assert main(["fit", *flags, "--trainer.max_epochs", "1", "--run_folder", "runs/demo"]) == 0
+        for path in (run, "runs/demo"):
+            assert main(["test", "--ckpt_path", f"{path}/checkpoints/best.ckpt"]) == 0
     return folder
 
 

@@ -17,6 +17,7 @@ _COMMANDS = {
     "validate": ("training", "measure a checkpoint on the validation part", "--ckpt_path F"),
     "test": ("training", "measure a checkpoint on the test part", "--ckpt_path F"),
     "predict": ("training", "write recommendations for all users to a file", "--ckpt_path F --output F.parquet"),
+    "compare": ("compare", "results side by side, if one protocol made them", "RUN RUN | NAME=RUN,RUN ..."),
     "recommend": ("recommend", "show recommendations for a few items, by title", "F --items a,b,c -k 10"),
     "data": ("data", "list, prepare and describe data", "list | prepare | stats"),
     "kernels": ("kernels", "explain what computes each operation here", "[--json] [--kernel NAME]"),

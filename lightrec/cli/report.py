@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightrec.cli.prediction import check_output
+from lightrec.data.protocol import protocol_line
 from lightrec.data.sources import file_hash
 
 if TYPE_CHECKING:
@@ -130,21 +131,6 @@ def _table(values: dict[str, float]) -> list[str]:
     for label, row in rows.items():
         lines.append(label.ljust(width) + "".join(f"{row[k]:9.4f}" if k in row else " " * 9 for k in cuts))
     return lines
-
-
-def protocol_line(protocol: dict[str, Any]) -> str:
-    """Says in a line how a number was made."""
-    counts = (protocol.get("counts") or [{}])[-1]
-    size = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events") if name in counts)
-    kept = "removed" if protocol["exclude_seen"] else "kept"
-    whom = "all items" if protocol["candidates"] == "full" else f"the target among {protocol['candidates']}"
-    return (
-        f"protocol {protocol['tag']}: {protocol.get('title') or protocol['source']}"
-        f"{f' ({size})' if size else ''}; {protocol['split'].replace('_', '-')}, "
-        f"{protocol.get('num_test_rows', 0):,} test users; ranking of {whom}, seen items {kept}; ties against us; "
-        f"max_length {protocol['max_length']}; seed {protocol['seed']}; data {str(protocol.get('data_sha256'))[:8]}, "
-        f"targets {str(protocol.get('targets_sha256'))[:8]}"
-    )
 
 
 def _write_per_user(cli: LightrecCLI) -> None:

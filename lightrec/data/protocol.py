@@ -12,6 +12,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,21 @@ def targets_hash(prepared: Prepared, part: Part) -> str:
         targets = names[np.asarray(prepared.items[part.end[row] : part.stop[row]]) - 1]
         digest.update(f"{users[part.user[row]]}\t{' '.join(targets)}\n".encode())
     return digest.hexdigest()
+
+
+def protocol_line(protocol: dict[str, Any]) -> str:
+    """Says in a line how a number was made."""
+    counts = (protocol.get("counts") or [{}])[-1]
+    size = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events") if name in counts)
+    kept = "removed" if protocol["exclude_seen"] else "kept"
+    whom = "all items" if protocol["candidates"] == "full" else f"the target among {protocol['candidates']}"
+    return (
+        f"protocol {protocol['tag']}: {protocol.get('title') or protocol['source']}"
+        f"{f' ({size})' if size else ''}; {protocol['split'].replace('_', '-')}, "
+        f"{protocol.get('num_test_rows', 0):,} test users; ranking of {whom}, seen items {kept}; ties against us; "
+        f"max_length {protocol['max_length']}; seed {protocol['seed']}; data {str(protocol.get('data_sha256'))[:8]}, "
+        f"targets {str(protocol.get('targets_sha256'))[:8]}"
+    )
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ Users are paired by id; both files must hold the same users, because a differenc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,8 @@ class Comparison:
 
 
 def compare(
-    first: str | Path,
-    second: str | Path,
+    first: str | Path | Sequence[str | Path],
+    second: str | Path | Sequence[str | Path],
     metric: str = "ndcg@10",
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -53,8 +54,8 @@ def compare(
     """Compares two per-user files.
 
     Args:
-        first: csv or parquet file of the first model.
-        second: csv or parquet file of the second model.
+        first: csv or parquet file of the first model; of several, one for each seed, every user's mean is taken.
+        second: the same of the second model.
         metric: column to compare.
         confidence: coverage of the bootstrap interval.
         resamples: bootstrap draws of all users with replacement.
@@ -63,16 +64,20 @@ def compare(
     Raises:
         InputError: a file cannot be read, lacks a column, names a user twice, or the users differ.
     """
-    a, b = _read(first, metric), _read(second, metric)
-    paired = a.join(b, on="user_id", how="inner", suffix="_second")
-    if not len(a) == len(b) == len(paired):
-        raise InputError(
-            f"{first} has {len(a)} users, {second} has {len(b)}, both have {len(paired)}: "
-            "a paired test needs the same users; write both files from the same test part."
-        )
-    return compare_values(
-        paired[metric].to_numpy(), paired[f"{metric}_second"].to_numpy(), metric, confidence, resamples, seed
-    )
+    firsts, seconds = _files(first), _files(second)
+    paired = _read(firsts[0], metric).rename({metric: "0"})
+    for place, path in enumerate([*firsts[1:], *seconds], start=1):
+        other = _read(path, metric).rename({metric: str(place)})
+        joined = paired.join(other, on="user_id", how="inner")
+        if not len(paired) == len(other) == len(joined):
+            raise InputError(
+                f"{firsts[0]} has {len(paired)} users, {path} has {len(other)}, both have {len(joined)}: "
+                "a paired test needs the same users; write both files from the same test part."
+            )
+        paired = joined
+    values = paired.drop("user_id").to_numpy()
+    means = values[:, : len(firsts)].mean(1), values[:, len(firsts) :].mean(1)
+    return compare_values(*means, metric, confidence, resamples, seed)
 
 
 def compare_values(
@@ -119,6 +124,13 @@ def compare_values(
         t_test=1.0 if same else float(stats.ttest_rel(second, first).pvalue),
         wilcoxon=1.0 if same else float(stats.wilcoxon(difference).pvalue),
     )
+
+
+def _files(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    found = [given] if isinstance(given, (str, Path)) else list(given)
+    if not found:
+        raise InputError("no per-user file was given for one of the two models.")
+    return found
 
 
 def _read(path: str | Path, metric: str) -> pl.DataFrame:

@@ -33,6 +33,17 @@ def test_a_real_difference_is_found_whatever_the_order_of_the_rows(files):
     assert "300 users" in str(result)
 
 
+def test_several_seeds_are_averaged_user_by_user(files):
+    folder, frame, better = files
+    both = compare(folder / "a.csv", [folder / "a.csv", folder / "b.parquet"], metric="ndcg@10", resamples=100)
+    mean = (frame["ndcg@10"] + better["ndcg@10"]) / 2
+    expected = compare_values(frame["ndcg@10"].to_numpy(), mean.to_numpy(), "ndcg@10", resamples=100)
+    assert both.difference == pytest.approx(expected.difference, abs=1e-12)
+    assert both.t_test == pytest.approx(expected.t_test, rel=1e-9) and both.users == 300
+    with pytest.raises(InputError, match="no per-user file"):
+        compare(folder / "a.csv", [])
+
+
 def test_the_bootstrap_interval_is_the_normal_one_for_many_users():
     rng = np.random.default_rng(3)
     first, second = rng.random(4000), rng.random(4000)
