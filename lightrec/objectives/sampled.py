@@ -373,6 +373,8 @@ def _sum_of_terms(items, hidden, targets, row, negatives, sampler, terms, head_d
         vectors = 1 if ids.dim() == 1 else hidden.shape[1]
         size = max(1, _GATHER_BYTES // (4 * vectors * (num_negatives + 1)))
         blocks = [slice(i, i + size) for i in range(0, len(hidden), size)]
+        if len(blocks) == 1:  # what one block keeps for the backward pass is within the bound: nothing is made twice
+            return scored(hidden, blocks[0])
         return torch.stack([checkpoint(scored, hidden[b], b, use_reentrant=False) for b in blocks]).sum()
 
     x, weight, bias = head
