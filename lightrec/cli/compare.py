@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +13,7 @@ from lightrec.cli.options import Options
 from lightrec.errors import InputError
 
 PER_USER = "per-user.parquet"
+_OF_A_USER = ("hr", "recall", "ndcg", "mrr")  # coverage and popularity are of all lists together
 # What two numbers must share to stand in one table. Seeds, training rows and versions may differ.
 _SHARED = (
     "tag",
@@ -129,6 +131,9 @@ def _line(row: Row, metrics: list[str]) -> dict[str, Any]:
 def _tests(rows: list[Row], against: str, metrics: list[str]) -> list[tuple[str, Any]]:
     from lightrec.metrics.significance import compare
 
+    metrics = [metric for metric in metrics if metric.partition("@")[0] in _OF_A_USER]
+    if not metrics:
+        raise InputError(f"--against tests {', '.join(_OF_A_USER)} at a cut-off: name one with --metrics.")
     base = next(row for row in rows if row.name == against)
     first = [_per_user(folder) for folder in base.folders]
     others = [(row.name, [_per_user(folder) for folder in row.folders]) for row in rows if row is not base]
@@ -149,13 +154,14 @@ def _show(rows: list[Row], table: list[dict[str, Any]], tests: list[tuple[str, A
 
     from lightrec.data.protocol import protocol_line
 
-    console = Console(highlight=False)
+    # wide enough for all columns where nobody's window limits it
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     shown = Table()
     for column in ("", "model", *metrics, "runs", "epochs"):
-        shown.add_column(column, justify="right" if column in metrics else "left")
+        shown.add_column(column, justify="right" if column in metrics else "left", no_wrap=True)
     for line in table:
         values = [_spread(line["metrics"][metric]) for metric in metrics]
-        epochs = ", ".join(str(epochs) for epochs in line["epochs"])
+        epochs = ", ".join(str(epochs) for epochs in dict.fromkeys(line["epochs"]))
         shown.add_row(line["row"], line["model"], *values, str(line["runs"]), epochs)
     console.print(shown)
     for name, test in tests:
@@ -164,6 +170,6 @@ def _show(rows: list[Row], table: list[dict[str, Any]], tests: list[tuple[str, A
 
 
 def _spread(values: list[float]) -> str:
-    """The mean, and from where to where it goes over several runs."""
+    """The mean, and below it from where to where it goes over several runs."""
     text = f"{fmean(values):.4f}"
-    return text if len(values) == 1 else f"{text} ({min(values):.4f}-{max(values):.4f})"
+    return text if len(values) == 1 else f"{text}\n{min(values):.4f}-{max(values):.4f}"

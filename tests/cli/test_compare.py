@@ -39,12 +39,15 @@ def test_seeds_of_one_model_share_a_line_with_mean_and_range(runs, capsys):
     both = f"ours={runs / 'one'},{runs / 'two'}"
     assert main(["compare", both, str(runs / "floor"), "--metrics", "ndcg@10"]) == 0
     values = sorted(measured(runs / name) for name in ("one", "two"))
-    assert f"{sum(values) / 2:.4f} ({values[0]:.4f}-{values[1]:.4f})" in capsys.readouterr().out
+    mean, span = f"{sum(values) / 2:.4f}", f"{values[0]:.4f}-{values[1]:.4f}"
+    lines = capsys.readouterr().out.splitlines()
+    place = next(i for i, line in enumerate(lines) if "│ ours " in line)
+    assert mean in lines[place] and "│ 2 " in lines[place] and span in lines[place + 1]
 
 
 def test_a_line_is_tested_against_another_user_by_user(runs, capsys):
     both = f"ours={runs / 'one'},{runs / 'two'}"
-    words = [str(runs / "floor"), both, "--against", "floor", "--metrics", "ndcg@10", "--json"]
+    words = [str(runs / "floor"), both, "--against", "floor", "--metrics", "ndcg@10,coverage@10", "--json"]
     assert main(["compare", *words]) == 0
     (test,) = json.loads(capsys.readouterr().out)["tests"]
     files = [runs / name / "per-user.parquet" for name in ("one", "two", "floor")]
@@ -74,4 +77,6 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs, tmp_path, 
     (tmp_path / "bare" / "per-user.parquet").unlink()
     said = complaint("compare", str(runs / "one"), str(tmp_path / "bare"), "--against", "one")
     assert "--evaluation.per_user" in said and "bare" in said
+    said = complaint("compare", str(runs / "one"), "--against", "one", "--metrics", "coverage@10")
+    assert "--against tests hr, recall, ndcg, mrr at a cut-off" in said
     assert "is none of the lines: one" in complaint("compare", str(runs / "one"), "--against", "two")
