@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightrec.data.batch import Batch
 from lightrec.interfaces import ItemTable, Objective
-from lightrec.nn.sequence import last_state, real_positions, valid_mask
+from lightrec.nn.sequence import last_state, real_positions
 from lightrec.ops.linear_cross_entropy import linear_cross_entropy
 
 Positions = Literal["all", "last"]
@@ -26,27 +26,19 @@ class NextItem(Objective):
             needs (together with `train_windows: prefixes`).
         head_dtype: dtype of the matrix products with the catalog; `bfloat16` is a third faster on a CPU that has it.
             None is float32, or the dtype of autocast.
-        seen_weight: weight of a second cross-entropy, of the next item against what came before it in the window. For
-            logs in which nothing comes twice and a ranking that keeps what was seen (protocol P3): see `seen_loss`.
 
     Raises:
-        ValueError: `all` with an encoder that sees the future, which would leak the target; a negative weight.
+        ValueError: `all` with an encoder that sees the future, which would leak the target.
     """
 
-    def __init__(self, positions: Positions = "all", head_dtype: HeadDtype | None = None, seen_weight: float = 0.0):
+    def __init__(self, positions: Positions = "all", head_dtype: HeadDtype | None = None):
         super().__init__()
-        if seen_weight < 0:
-            raise ValueError(f"seen_weight ({seen_weight}) must not be negative.")
-        self.positions, self.head_dtype, self.seen_weight = positions, head_dtype, seen_weight
+        self.positions, self.head_dtype = positions, head_dtype
 
     def forward(self, recommender, batch: Batch) -> Tensor:
         hidden, targets = next_item_rows(recommender, batch, self.positions)
         dtype = None if self.head_dtype is None else getattr(torch, self.head_dtype)
-        total = catalog_cross_entropy(recommender.items, hidden, targets, dtype)
-        if self.seen_weight:
-            inputs, _ = next_item_pairs(batch)
-            total = total + self.seen_weight * seen_loss(recommender.items, hidden, targets, inputs, self.positions)
-        return mean_over_targets(total, len(targets))
+        return mean_over_targets(catalog_cross_entropy(recommender.items, hidden, targets, dtype), len(targets))
 
 
 def next_item_pairs(batch: Batch) -> tuple[Batch, Tensor]:
@@ -101,41 +93,6 @@ def catalog_cross_entropy(
     size = max(16, 2**24 // (items.num_items + 1))
     pairs = zip(hidden.split(size), target_ids.split(size), strict=True)
     return torch.stack([checkpoint(block, h, ids, use_reentrant=False) for h, ids in pairs]).sum()
-
-
-def seen_loss(
-    items: ItemTable, hidden: Tensor, target_ids: Tensor, inputs: Batch, positions: Positions = "all"
-) -> Tensor:
-    """Sums the cross-entropy of the next item among itself and what the window held until then.
-
-    Tied tables make an item the most similar one to itself, so the full softmax learns late, if at all, that what was
-    just seen does not come next: of ten items ranked by a Mamba4Rec of 64 numbers on MovieLens-1M almost four were seen
-    before, one of them mostly the very last. A seen item that does come again is no negative of itself.
-
-    Args:
-        items: of the recommender.
-        hidden: [T, D], as `next_item_rows` gives it.
-        target_ids: [T].
-        inputs: the windows that `hidden` is of, without their last items.
-        positions: as of `next_item_rows`.
-
-    Returns:
-        Scalar sum, float32.
-    """
-    ids, length = inputs.item_ids, inputs.item_ids.shape[1]
-    real = valid_mask(inputs.lengths, length)
-    positive = items.score(hidden, target_ids[:, None]).float()[:, 0]
-    if positions == "last":
-        scores, seen = items.score(hidden, ids), real  # [B, L]
-    else:
-        rows = real_positions(inputs.lengths, length)
-        spread = hidden.new_zeros(ids.numel(), hidden.shape[1]).index_copy(0, rows, hidden).view(*ids.shape, -1)
-        scores = torch.stack([items.score(h, row) for h, row in zip(spread, ids, strict=True)])  # [B, L, L]
-        seen = real[:, None] & torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        scores, seen = (t.flatten(0, 1).index_select(0, rows) for t in (scores, seen))  # [T, L]
-        ids = ids.repeat_interleave(inputs.lengths, 0, output_size=len(target_ids))
-    others = scores.float().masked_fill(~(seen & (ids != target_ids[:, None])), torch.finfo(torch.float32).min / 2)
-    return F.softplus(others.logsumexp(1) - positive).sum()
 
 
 def mean_over_targets(total: Tensor, count: int) -> Tensor:

@@ -6,8 +6,6 @@ import torch.nn.functional as F
 
 from lightrec.data.batch import Batch
 from lightrec.models.bert4rec import BERT4Rec
-from lightrec.models.gru4rec import GRU4Rec
-from lightrec.models.hmamba import HMamba
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem, catalog_cross_entropy, mean_over_targets, next_item_pairs
 
@@ -55,68 +53,6 @@ def test_last_asks_once_a_row(model, batch):
     inputs, _ = next_item_pairs(batch)
     logits = model.items.score(model.query(inputs))
     assert torch.isclose(NextItem("last")(model, batch), F.cross_entropy(logits, torch.tensor([7, 6, 9])), atol=1e-6)
-
-
-def seen_terms(model, batch, positions):
-    """The loss of what was seen, written out position by position."""
-    inputs, targets = next_item_pairs(batch)
-    hidden = model.encode(inputs)
-    terms = []
-    for b, n in enumerate(inputs.lengths.tolist()):
-        for t in range(n) if positions == "all" else [n - 1]:
-            logits, target = model.items.score(hidden[b, t]), int(targets[b, t])
-            seen = [i for i in inputs.item_ids[b, : t + 1].tolist() if i != target]
-            terms.append(torch.stack([logits[target], *(logits[i] for i in seen)]).logsumexp(0) - logits[target])
-    return torch.stack(terms).mean()
-
-
-@pytest.mark.parametrize("positions", ["all", "last"])
-@pytest.mark.parametrize("kind", [SASRec, HMamba])
-def test_what_was_seen_stands_against_the_next_item_as_written_out(batch, kind, positions):
-    torch.manual_seed(0)
-    model = kind(9, hidden_size=8, dropout=0.0)
-    again = batch.replace(item_ids=torch.tensor([[1, 5, 1, 5], [4, 4, 0, 0], [2, 8, 2, 0]]))  # some come again
-    for given in (batch, again):
-        expected = NextItem(positions)(model, given) + 0.7 * seen_terms(model, given, positions)
-        assert torch.isclose(NextItem(positions, seen_weight=0.7)(model, given), expected, atol=1e-5)
-
-
-def test_a_history_of_the_target_alone_has_nothing_to_stand_against(model):
-    twice = Batch(torch.tensor([[4, 4]]), torch.tensor([2]), torch.arange(1))
-    loss, plain = NextItem(seen_weight=1.0)(model, twice), NextItem()(model, twice)
-    assert torch.equal(loss, plain)
-    loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_what_stands_on_padding_was_not_seen(model, batch):
-    filled = batch.replace(item_ids=torch.where(batch.item_ids == 0, 7, batch.item_ids))
-    for positions in ("all", "last"):
-        objective = NextItem(positions, seen_weight=1.0)
-        assert torch.isclose(objective(model, batch), objective(model, filled), atol=1e-6)
-
-
-def test_a_model_that_is_told_ranks_less_of_what_was_seen():
-    items = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(i)) + 1 for i in range(64)])
-    batch = Batch(items, torch.full((64,), 12), torch.arange(64))
-    nothing, ranked = torch.zeros(64, 1, dtype=torch.long), {}
-    for weight in (0.0, 2.0):
-        torch.manual_seed(0)
-        model = GRU4Rec(12, hidden_size=16, dropout=0.0, objective=NextItem(seen_weight=weight))
-        optimiser = torch.optim.Adam(model.parameters(), 0.01)
-        for _ in range(120):
-            optimiser.zero_grad()
-            model.loss(batch).backward()
-            optimiser.step()
-        seen = Batch(items[:, :6], torch.full((64,), 6), torch.arange(64), seen_ids=nothing)
-        found, _ = model.eval().recommend(seen, 6)
-        ranked[weight] = (found[:, :, None] == items[:, None, :6]).any(2).float().mean().item()
-    assert ranked[2.0] < 0.75 * ranked[0.0]
-
-
-def test_a_negative_weight_is_refused():
-    with pytest.raises(ValueError, match=r"seen_weight \(-1\) must not be negative"):
-        NextItem(seen_weight=-1)
 
 
 def test_an_encoder_that_sees_the_future_is_refused_at_all_positions(batch):

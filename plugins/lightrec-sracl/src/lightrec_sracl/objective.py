@@ -221,7 +221,7 @@ class SRACL(Objective):
     def _base(self, recommender, batch: Batch, inputs: Batch) -> tuple[Tensor, Tensor]:
         """Loss of the objective beside, and the last states [B, D]; one pass for both where that is the next item."""
         self._check_width(recommender)
-        if type(self.objective) is not NextItem or self.objective.seen_weight:
+        if type(self.objective) is not NextItem:
             return self.objective(recommender, batch), recommender.query(inputs) if self.user_weight else None
         positions, name = self.objective.positions, self.objective.head_dtype
         targets, dtype = batch.item_ids[:, 1:], None if name is None else getattr(torch, name)
