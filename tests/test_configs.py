@@ -26,6 +26,8 @@ def toy(tmp_path, monkeypatch):
         str(log),
         "--trainer.max_epochs",
         "1",
+        "--trainer.check_val_every_n_epoch",
+        "1",
         "--trainer.accelerator",
         "cpu",
     ]
