@@ -252,7 +252,8 @@ class _RadialMap(torch.autograd.Function):
     def backward(ctx, grad):
         v, kappa, kept = ctx.saved_tensors
         function, kernel = ctx.facts
-        dv, dkappa = registry.registered(MAP, kernel).backward(grad, v, kappa, kept, function)
+        with torch.autocast(grad.device.type, enabled=False):  # a gradient asked for within autocast, too, is exact
+            dv, dkappa = registry.registered(MAP, kernel).backward(grad, v, kappa, kept, function)
         return dv.to(v.dtype), dkappa.to(kappa.dtype), None, None
 
 
