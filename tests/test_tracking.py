@@ -123,6 +123,7 @@ def test_two_trainings_of_a_process_are_two_runs(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.finish()  # a training that another test broke off in this process leaves its run open
     toy_log().write_csv("toy.csv")
     flags = ["--model", "SASRec", "--model.hidden_size", "8", "--data.path", "toy.csv", "--data.max_length", "8"]
     flags += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--tracking", "wandb"]
