@@ -81,8 +81,9 @@ def _wandb_logger(folder: Path, name: str, strict: bool) -> WandbLogger:
     project = os.environ.get("WANDB_PROJECT", "lightrec")
     # Looking for the key has set wandb up for online use already, so the mode must be said when the run begins.
     mode = {"mode": "disabled" if os.environ.get("WANDB_MODE") == "disabled" else "offline"} if reason else {}
+    # absolute, because the process that writes was started by the first run, perhaps in another working directory
     logger = WandbLogger(
-        name=name, project=project, save_dir=str(folder), offline=bool(reason), log_model=False, **mode
+        name=name, project=project, save_dir=str(folder.absolute()), offline=bool(reason), log_model=False, **mode
     )
     _start(logger)
     return logger

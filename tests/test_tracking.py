@@ -121,9 +121,12 @@ def test_the_run_file_holds_configuration_protocol_summary_rule_and_examples(off
 
 def test_two_trainings_of_a_process_are_two_runs(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     wandb.finish()  # a training that another test broke off in this process leaves its run open
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    wandb.init().finish()  # wandb's own process, which writes all runs, stays where it was started
+    monkeypatch.chdir(tmp_path)
     toy_log().write_csv("toy.csv")
     flags = ["--model", "SASRec", "--model.hidden_size", "8", "--data.path", "toy.csv", "--data.max_length", "8"]
     flags += ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--tracking", "wandb"]
