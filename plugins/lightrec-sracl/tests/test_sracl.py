@@ -189,6 +189,19 @@ def test_the_positive_is_the_weighted_sum_of_states_encoded_one_by_one(log):
         assert torch.allclose(goal.synthesise(model, torch.arange(6), near)[row], expected, atol=1e-5)
 
 
+def test_a_step_encodes_little_padding(log, monkeypatch):
+    model, _ = connected(data_of(log))
+    lengths = [1 + i % 5 for i in range(60)] + [40]
+    histories = [[1 + (7 * i + j) % NUM_ITEMS for j in range(n)] for i, n in enumerate(lengths)]
+    model.encoder = type(model.encoder)(40, WIDTH, num_layers=1, dropout=0.0)
+    model.eval()
+    rows, encoded, real = Batch.from_histories(histories), [], model.query
+    expected = torch.cat([real(Batch.from_histories([history])) for history in histories])
+    monkeypatch.setattr(model, "query", lambda batch: (encoded.append(batch.item_ids.numel()), real(batch))[1])
+    assert torch.allclose(objective._encode(model, rows), expected, atol=1e-5)
+    assert rows.lengths.sum() <= sum(encoded) <= 1.25 * rows.lengths.sum()
+
+
 def test_without_their_gradient_similar_histories_are_a_fixed_goal(log):
     data = data_of(log)
     grads = []

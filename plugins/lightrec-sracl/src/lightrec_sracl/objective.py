@@ -38,7 +38,8 @@ from lightrec_sracl.neighbours import Pool, Tables
 
 Form = Literal["code", "paper"]
 Synthesis = Literal["learned", "mean", "random"]
-_PADDED = 2**15  # events of similar histories that are encoded at a time, padding included
+_PADDED = 2**14  # events that are encoded at a time, padding included
+_SHORTEST = 0.8  # of the longest row that is encoded with it: the rest of a row is padding
 
 
 class SRACL(Objective):
@@ -174,8 +175,8 @@ class SRACL(Objective):
 
     def between_views(self, recommender, inputs: Batch) -> Tensor:
         """L_IS: two views of each history, as one batch of 2 B rows."""
-        views = [inputs.replace(item_ids=self.replaced(inputs)) for _ in range(2)]
-        one, other = (recommender.query(view) for view in views)
+        views = inputs.map(lambda t: torch.cat([t, t]))
+        one, other = _encode(recommender, views.replace(item_ids=self.replaced(views))).chunk(2)
         total = info_nce(one, other, self.temperature, self.form) * len(one)
         return mean_over_targets(total, max(1, len(one)))
 
@@ -232,7 +233,7 @@ class SRACL(Objective):
             states, rows = last_state(hidden, inputs.lengths), real_positions(inputs.lengths, hidden.shape[1])
             hidden, targets = hidden.flatten(0, 1).index_select(0, rows), targets.flatten().index_select(0, rows)
         else:
-            hidden = states = recommender.query(inputs)
+            hidden = states = _encode(recommender, inputs)
             targets = last_state(targets, inputs.lengths)
         total = catalog_cross_entropy(recommender.items, hidden, targets, dtype)
         return mean_over_targets(total, len(targets)), states
@@ -448,15 +449,20 @@ def info_nce(anchors: Tensor, positives: Tensor, temperature: float = 1.0, form:
 
 def _encode(recommender, batch: Batch) -> Tensor:
     """Last states [m, D] of histories of any lengths, short ones with short ones so that little is padding."""
+    if not len(batch):
+        return recommender.query(batch)
     order = batch.lengths.argsort(descending=True)
-    found, start = [], 0
-    while start < len(order):
-        width = int(batch.lengths[order[start]])
-        rows = order[start : start + max(1, _PADDED // width)]
-        full = batch.item_ids.shape[1]
+    lengths = batch.lengths[order].tolist()
+    full, found, start = batch.item_ids.shape[1], [], 0
+    while start < len(lengths):
+        width = max(1, lengths[start])
+        stop = start + 1
+        while stop < len(lengths) and lengths[stop] >= _SHORTEST * width and (stop - start) * width < _PADDED:
+            stop += 1
+        rows = order[start:stop]
         part = batch.map(lambda t: t[rows, :width] if t.dim() > 1 and t.shape[1] == full else t[rows])  # noqa: B023
         found.append(recommender.query(part))
-        start += len(rows)
+        start = stop
     return torch.cat(found)[order.argsort()]
 
 
