@@ -67,9 +67,12 @@ def run(command: str, argv: list[str]) -> int:
     options = parser.parse_args(argv)
     metrics = [name.strip() for name in options.metrics.split(",") if name.strip()]
     rows = [_read_row(word) for word in options.runs]
+    names = [row.name for row in rows]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"two lines are named {twice}: give them names of their own, as in NAME=RUN.")
     _check_shared(rows)
-    if options.against is not None and options.against not in {row.name for row in rows}:
-        raise InputError(f"--against {options.against} is none of the lines: {', '.join(row.name for row in rows)}.")
+    if options.against is not None and options.against not in names:
+        raise InputError(f"--against {options.against} is none of the lines: {', '.join(names)}.")
     table = [_line(row, metrics) for row in rows]
     tests = [] if options.against is None else _tests(rows, options.against, metrics)
     if options.json:
@@ -166,7 +169,9 @@ def _show(rows: list[Row], table: list[dict[str, Any]], tests: list[tuple[str, A
     console.print(shown)
     for name, test in tests:
         console.print(f"{name}, {test}", markup=False, soft_wrap=True)
-    console.print(protocol_line(rows[0].records[0]["protocol"]), markup=False, soft_wrap=True)
+    protocols = [record["protocol"] for row in rows for record in row.records]
+    seeds = [protocol["seed"] for protocol in protocols]
+    console.print(protocol_line(protocols[0], seeds), markup=False, soft_wrap=True)
 
 
 def _spread(values: list[float]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ def targets_hash(prepared: Prepared, part: Part) -> str:
     return digest.hexdigest()
 
 
-def protocol_line(protocol: dict[str, Any]) -> str:
-    """Says in a line how a number was made."""
+def protocol_line(protocol: dict[str, Any], seeds: Sequence[int] = ()) -> str:
+    """Says in a line how a number was made, or how several were that differ by their seeds."""
+    seeds = sorted(set(seeds)) or [protocol["seed"]]
     counts = (protocol.get("counts") or [{}])[-1]
     size = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events") if name in counts)
     kept = "removed" if protocol["exclude_seen"] else "kept"
@@ -54,7 +56,8 @@ def protocol_line(protocol: dict[str, Any]) -> str:
         f"protocol {protocol['tag']}: {protocol.get('title') or protocol['source']}"
         f"{f' ({size})' if size else ''}; {protocol['split'].replace('_', '-')}, "
         f"{protocol.get('num_test_rows', 0):,} test users; ranking of {whom}, seen items {kept}; ties against us; "
-        f"max_length {protocol['max_length']}; seed {protocol['seed']}; data {str(protocol.get('data_sha256'))[:8]}, "
+        f"max_length {protocol['max_length']}; seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}; data {str(protocol.get('data_sha256'))[:8]}, "
         f"targets {str(protocol.get('targets_sha256'))[:8]}"
     )
 

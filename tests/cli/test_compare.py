@@ -40,7 +40,9 @@ def test_seeds_of_one_model_share_a_line_with_mean_and_range(runs, capsys):
     assert main(["compare", both, str(runs / "floor"), "--metrics", "ndcg@10"]) == 0
     values = sorted(measured(runs / name) for name in ("one", "two"))
     mean, span = f"{sum(values) / 2:.4f}", f"{values[0]:.4f}-{values[1]:.4f}"
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    assert "; seeds 0, 1; " in out
+    lines = out.splitlines()
     place = next(i for i, line in enumerate(lines) if "│ ours " in line)
     assert mean in lines[place] and "│ 2 " in lines[place] and span in lines[place + 1]
 
@@ -80,3 +82,5 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs, tmp_path, 
     said = complaint("compare", str(runs / "one"), "--against", "one", "--metrics", "coverage@10")
     assert "--against tests hr, recall, ndcg, mrr at a cut-off" in said
     assert "is none of the lines: one" in complaint("compare", str(runs / "one"), "--against", "two")
+    said = complaint("compare", str(runs / "one"), f"one={runs / 'two'}")
+    assert "two lines are named one" in said and "NAME=RUN" in said

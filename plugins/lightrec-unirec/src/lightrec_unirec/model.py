@@ -287,10 +287,11 @@ class DualEnhancement(Objective):
             facts = count_items(log.items, log.times, train.begin, train.end, num_items)
             limit = _spread_limit(log.times, train.begin, train.end, self.uniform_share)
         else:  # outside a run, the batch is all there is to count
-            stop = batch.lengths.cumsum(0).numpy()
+            length = batch.lengths.cpu().numpy()
+            stop = length.cumsum()
             real = valid_mask(batch.lengths, batch.item_ids.shape[1])
             times = None if batch.timestamps is None else batch.timestamps[real].cpu().numpy()
-            begin = stop - batch.lengths.numpy()
+            begin = stop - length
             facts = count_items(batch.item_ids[real].cpu().numpy(), times, begin, stop, num_items)
             limit = _spread_limit(times, begin, stop, self.uniform_share)
         self.connect(facts, limit)
