@@ -12,7 +12,7 @@ import lightrec
 
 ROOT = Path(lightrec.__file__).parent
 ALL_BUT_CLI = (
-    "errors data metrics ops plugins interfaces nn objectives recommender models checkpoint streaming callbacks "
+    "errors files data metrics ops plugins interfaces nn objectives recommender models checkpoint streaming callbacks "
     "tracking testing"
 ).split()
 
@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "__init__": [],
     "__main__": ["cli"],
     "errors": [],
-    "data": ["errors", "plugins"],
+    "files": [],
+    "data": ["errors", "files", "plugins"],
     "metrics": ["errors"],
     "ops": ["plugins", "errors"],
     "plugins": ["errors", "lightrec"],
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "recommender": ["interfaces", "metrics", "data.batch", "nn.sequence", "checkpoint"],
     "models": ["interfaces", "nn", "objectives", "recommender", "ops", "data.batch", "errors"],
     "checkpoint": [*ALL_BUT_CLI, "lightrec"],
-    "streaming": ["recommender", "interfaces", "checkpoint", "plugins", "data", "errors"],
+    "streaming": ["recommender", "interfaces", "checkpoint", "plugins", "data", "errors", "files"],
     "callbacks": ["recommender", "data", "errors"],
     "tracking": ["recommender", "data", "errors"],
     "testing": [*ALL_BUT_CLI, "lightrec"],

@@ -20,6 +20,7 @@ from lightrec.cli.options import Options
 from lightrec.data.catalog import Catalog
 from lightrec.data.readers import Columns, read_log
 from lightrec.errors import InputError
+from lightrec.files import written_whole
 
 _NAMES_SHOWN = 5
 _ROWS_SHOWN = 3
@@ -124,9 +125,8 @@ def write(path: Path, names: pa.Array, counts: np.ndarray, items: pa.Array, scor
             "scores": pa.ListArray.from_arrays(offsets, scores),
         }
     )
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    pq.write_table(table, unfinished)
-    os.replace(unfinished, path)
+    with written_whole(path) as part:
+        pq.write_table(table, part)
     print(f"{len(table):,} users, {len(items):,} recommendations: {path}")
     for row in table.slice(0, _ROWS_SHOWN).to_pylist():
         best = ", ".join(f"{i} ({s:.2f})" for i, s in zip(row["item_ids"][:5], row["scores"][:5], strict=True))

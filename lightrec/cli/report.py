@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightrec.cli.prediction import check_output
 from lightrec.data.protocol import protocol_line
 from lightrec.data.sources import file_hash
+from lightrec.files import written_whole
 
 if TYPE_CHECKING:
     from lightrec.cli.training import LightrecCLI
@@ -92,9 +93,8 @@ def _write_results(cli: LightrecCLI, values: dict[str, float]) -> None:
     target = Path(config.results) if config.results else (about.run_folder or about.path.parent) / name
     _keep_other(target, record)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(unfinished, target)
+    with written_whole(target) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n")
     for line in (*_table(values), "", protocol_line(protocol), f"written: {short(target)}"):
         print(line)
     sys.stdout.flush()

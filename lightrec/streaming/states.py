@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from array import array
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
+from lightrec.files import written_whole
 from lightrec.interfaces import describe
 from lightrec.recommender import SequenceRecommender
 from lightrec.streaming.engines import StepEngine, WindowEngine
@@ -146,12 +146,8 @@ def hash_model(model: SequenceRecommender, catalog: Catalog, engine: str) -> str
 
 def write_state(state: State, path: Path) -> None:
     """Writes a state, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        torch.save(state, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as part:
+        torch.save(state, part)
 
 
 def read_state(path: Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import os
 import shutil
 import tarfile
 import zipfile
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from lightrec.data.sources.source import File
 from lightrec.errors import InputError
+from lightrec.files import written_whole
 
 
 @contextlib.contextmanager
@@ -160,12 +160,8 @@ def _copy_stream(content, target: Path) -> None:
 
 def copy_file(content: Path, target: Path) -> None:
     """Writes a file under another name first, so that a full disk or a crash leaves no half of it."""
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
+    with written_whole(target) as part:
         shutil.copyfile(content, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _refuse_escapes(archive: Path, names: list[str]) -> None:
