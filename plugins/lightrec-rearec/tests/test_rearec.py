@@ -97,7 +97,7 @@ def test_without_steps_states_are_those_of_the_encoder_bit_for_bit(make):
 @pytest.mark.parametrize("objective", [ERL, PRL])
 def test_without_steps_loss_and_gradients_are_those_of_the_backbone(objective, positions):
     plain = SASRec(ITEMS, LENGTH, D, 2, 2, 0.3, objective=NextItem(positions))
-    wrapped = rearec(0, objective(positions=positions), SASRecEncoder(LENGTH, D, 2, 2, 0.3))
+    wrapped = rearec(0, objective(temperature=1.0, positions=positions), SASRecEncoder(LENGTH, D, 2, 2, 0.3))
     wrapped.items.load_state_dict(plain.items.state_dict())
     wrapped.encoder.encoder.load_state_dict(plain.encoder.state_dict())
     found = []
@@ -297,8 +297,8 @@ def test_noise_has_the_given_deviation_and_does_not_pile_up():
 
 def test_the_contrast_begins_after_the_warm_up(monkeypatch):
     for warm, extra in ((0, True), (1, False)):
-        trained = rearec(2, PRL(warmup_epochs=warm))
-        bare = rearec(2, PRL(contrast_weight=0.0))
+        trained = rearec(2, PRL(1.0, warmup_epochs=warm))
+        bare = rearec(2, PRL(1.0, contrast_weight=0.0))
         bare.load_state_dict(trained.state_dict())
         assert bool((trained.loss(windows()) - bare.loss(windows())).abs() > 1e-3) == extra
 

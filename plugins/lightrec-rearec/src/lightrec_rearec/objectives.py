@@ -5,8 +5,9 @@ PRL (progressive): every step is trained, the early ones at a high temperature, 
 from a noisy token (contrast within the batch).
 
 Where the paper and the authors' code differ, `form` says which is meant; the code is the default, since the published
-numbers are its. Their scores are divided by .07, because their states are wide; here the item table sets the scale of
-scores, and `temperature` is 1 unless it is given.
+numbers are its. There all scores are divided by .07. The item table can set the scale of its scores itself, so that ERL
+leaves them as they are unless `temperature` says otherwise; nothing else sets the scale of PRL's contrast between
+states, and at a temperature of 1 it pushed them apart at the cost of everything else.
 
 Shapes: B batch, L length, T rows with a target, K num_steps, D hidden_size, V vocabulary.
 """
@@ -109,7 +110,7 @@ class PRL(Objective):
 
     def __init__(
         self,
-        temperature: float = 1.0,
+        temperature: float = 0.07,
         alpha: float = 5.0,
         step_weight: float = 1.0,
         contrast_weight: float = 1.0,
