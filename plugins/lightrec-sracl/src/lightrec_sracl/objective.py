@@ -31,7 +31,13 @@ from lightrec import Batch, InputError, Objective
 from lightrec.data.sources import cache_folder
 from lightrec.nn.dropout import Dropout
 from lightrec.nn.sequence import last_state, real_positions, valid_mask
-from lightrec.objectives.next_item import NextItem, catalog_cross_entropy, mean_over_targets, next_item_pairs
+from lightrec.objectives.next_item import (
+    NextItem,
+    catalog_cross_entropy,
+    mean_over_targets,
+    next_item_pairs,
+    next_item_rows,
+)
 from lightrec_sracl import neighbours as retrieval
 from lightrec_sracl import text as texts
 from lightrec_sracl.neighbours import Pool, Tables
@@ -177,7 +183,7 @@ class SRACL(Objective):
     def between_views(self, recommender, inputs: Batch) -> Tensor:
         """L_IS: two views of each history, as one batch of 2 B rows."""
         views = inputs.map(lambda t: torch.cat([t, t]))
-        one, other = _encode(recommender, views.replace(item_ids=self.replaced(views))).chunk(2)
+        one, other = recommender.query(views.replace(item_ids=self.replaced(views))).chunk(2)
         total = info_nce(one, other, self.temperature, self.form) * len(one)
         return mean_over_targets(total, max(1, len(one)))
 
@@ -234,8 +240,8 @@ class SRACL(Objective):
             states, rows = last_state(hidden, inputs.lengths), real_positions(inputs.lengths, hidden.shape[1])
             hidden, targets = hidden.flatten(0, 1).index_select(0, rows), targets.flatten().index_select(0, rows)
         else:
-            hidden = states = _encode(recommender, inputs)
-            targets = last_state(targets, inputs.lengths)
+            hidden, targets = next_item_rows(recommender, batch, positions)
+            states = hidden
         total = catalog_cross_entropy(recommender.items, hidden, targets, dtype)
         return mean_over_targets(total, len(targets)), states
 
@@ -450,8 +456,6 @@ def info_nce(anchors: Tensor, positives: Tensor, temperature: float = 1.0, form:
 
 def _encode(recommender, batch: Batch) -> Tensor:
     """Last states [m, D] of histories of any lengths, short ones with short ones so that little is padding."""
-    if not len(batch):
-        return recommender.query(batch)
     order = batch.lengths.argsort(descending=True)
     lengths = batch.lengths[order].tolist()
     full, found, start = batch.item_ids.shape[1], [], 0
