@@ -7,7 +7,7 @@ from a noisy token (contrast within the batch).
 Where the paper and the authors' code differ, `form` says which is meant; the code is the default, since the published
 numbers are its. There all scores are divided by .07. The item table can set the scale of its scores itself, so that ERL
 leaves them as they are unless `temperature` says otherwise; nothing else sets the scale of PRL's contrast between
-states, and at a temperature of 1 it pushed them apart at the cost of everything else.
+states, and training at a temperature of 1 was far slower (docs/results.md of lightrec).
 
 Shapes: B batch, L length, T rows with a target, K num_steps, D hidden_size, V vocabulary.
 """
