@@ -20,6 +20,7 @@ _SHARED = (
     "data_sha256",
     "counts",
     "filters",
+    "rounded_times",
     "split",
     "targets_sha256",
     "num_test_rows",

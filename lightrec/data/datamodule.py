@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightrec.data import loader as loaders
 from lightrec.data.catalog import Catalog
-from lightrec.data.interactions import Duplicates, KCore, prepare
+from lightrec.data.interactions import Duplicates, KCore, TimePrecision, prepare
 from lightrec.data.loader import BatchLoader, Log
 from lightrec.data.prepared import Prepared
 from lightrec.data.protocol import TIES, git_commit, protocol_tag, targets_hash, versions
@@ -56,6 +56,8 @@ class SequenceDataModule(L.LightningDataModule):
         min_user_events: drop users with fewer events.
         min_item_events: drop items with fewer events.
         k_core: repeat the two filters until nothing changes, or count once and drop.
+        time_precision: `float32` rounds times as RecBole does, to 64 seconds or more: for comparing with what was
+            published with it, and for nothing else (docs/protocols.md).
         split: `leave_one_out`: the last event of each user is the test, the one before the validation.
             `global_timeline`: everybody is cut at the same two moments, so that nothing is learned from the future.
         val_from: global_timeline: ISO date, epoch seconds, or share of events before the validation window.
@@ -95,6 +97,7 @@ class SequenceDataModule(L.LightningDataModule):
         min_user_events: int | None = None,
         min_item_events: int | None = None,
         k_core: KCore = "iterated",
+        time_precision: TimePrecision = "exact",
         split: SplitName = "leave_one_out",
         val_from: str | float = 0.8,
         test_from: str | float = 0.9,
@@ -304,6 +307,8 @@ class SequenceDataModule(L.LightningDataModule):
                 name: meta["settings"][name]
                 for name in ("duplicates", "min_rating", "min_user_events", "min_item_events", "k_core", "on_error")
             },
+            # Only where they are, so that records of exact times are equal to older ones.
+            **({"rounded_times": "float32"} if meta["settings"]["time_precision"] == "float32" else {}),
             "skipped_rows": meta["skipped_rows"],
             "columns": meta["columns"],
             "targets_sha256": targets_hash(self.prepared, self.split.test),

@@ -51,10 +51,11 @@ def protocol_line(protocol: dict[str, Any], seeds: Sequence[int] = ()) -> str:
     counts = (protocol.get("counts") or [{}])[-1]
     size = ", ".join(f"{counts[name]:,} {name}" for name in ("users", "items", "events") if name in counts)
     kept = "removed" if protocol["exclude_seen"] else "kept"
+    order = "; times rounded to float32, as in RecBole" if protocol.get("rounded_times") else ""
     whom = "all items" if protocol["candidates"] == "full" else f"the target among {protocol['candidates']}"
     return (
         f"protocol {protocol['tag']}: {protocol.get('title') or protocol['source']}"
-        f"{f' ({size})' if size else ''}; {protocol['split'].replace('_', '-')}, "
+        f"{f' ({size})' if size else ''}{order}; {protocol['split'].replace('_', '-')}, "
         f"{protocol.get('num_test_rows', 0):,} test users; ranking of {whom}, seen items {kept}; ties against us; "
         f"max_length {protocol['max_length']}; seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))}; data {str(protocol.get('data_sha256'))[:8]}, "

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 
 import numpy as np
 import polars as pl
@@ -59,6 +60,37 @@ def test_order_within_a_second_is_kept_although_times_are_whole_seconds(tmp_path
     rows = [("a", "x", "1000000001.9", 1), ("a", "y", "1000000001.2", 1), ("a", "z", "1000000001.5", 1)]
     prepared = prepare(path=log(tmp_path, rows))
     assert histories(prepared) == {"a": ["y", "z", "x"]} and set(prepared.times) == {1_000_000_001}
+
+
+def test_times_in_float32_leave_the_order_of_the_file_within_a_step(tmp_path):
+    """A float32 near 978,300,760 (a time of MovieLens-1M) has steps of 64: 978,300,736 and 978,300,800."""
+    t = 978_300_760
+    rows = [("a", "late", t, 1), ("a", "early", t - 23, 1), ("a", "next", t + 9, 1), ("a", "first", t - 64, 1)]
+    exact, rounded = prepare(path=log(tmp_path, rows)), prepare(path=log(tmp_path, rows), time_precision="float32")
+    assert histories(exact) == {"a": ["first", "early", "late", "next"]}
+    assert histories(rounded) == {"a": ["first", "late", "early", "next"]}
+    assert rounded.times.tolist() == [978_300_672, 978_300_736, 978_300_736, 978_300_800]
+    assert rounded.path != exact.path and rounded.meta["settings"]["time_precision"] == "float32"
+
+
+def test_days_and_what_a_float32_holds_are_not_changed_by_rounding(tmp_path):
+    days = [("a", "x", 15_706 * 86_400, 1), ("a", "y", 15_705 * 86_400, 1), ("b", "x", 5, 1), ("b", "y", 4, 1)]
+    exact, rounded = prepare(path=log(tmp_path, days)), prepare(path=log(tmp_path, days), time_precision="float32")
+    assert rounded.times.tolist() == exact.times.tolist() and histories(rounded) == histories(exact)
+
+
+def test_milliseconds_are_rounded_as_the_numbers_that_they_are(tmp_path):
+    rows = [("a", "x", 1_700_000_000_123, 1), ("a", "y", 1_700_000_000_124, 1), ("a", "z", 1_700_000_300_000, 1)]
+    prepared = prepare(path=log(tmp_path, rows), time_precision="float32")
+    expected = [int(np.float32(t).astype(np.float64) // 1000) for _, _, t, _ in rows]
+    assert prepared.times.tolist() == expected and expected[0] == expected[1] != expected[2]
+
+
+def test_a_log_without_times_has_none_to_round(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("a x y\n")
+    with pytest.raises(InputError, match="--data.time_precision float32 rounds times, and this log has none"):
+        prepare(path=str(path), time_precision="float32")
 
 
 @pytest.mark.parametrize("which,expected", [("first", ["x", "y"]), ("last", ["y", "x"])])
@@ -220,6 +252,7 @@ def test_several_threads_may_prepare_the_same_log(tmp_path):
         ({"source": "ml-100k", "user_column": "x"}, "knows its own columns"),
         ({"path": "x", "duplicates": "some"}, "--data.duplicates 'some' is unknown; choose keep, first, last"),
         ({"path": "x", "k_core": "twice"}, "--data.k_core 'twice' is unknown"),
+        ({"path": "x", "time_precision": "day"}, "--data.time_precision 'day' is unknown; choose exact, float32"),
         ({"path": "x", "min_user_events": 0}, "min_user_events .0. must be at least 1"),
         ({"path": "."}, "is a folder"),
     ],
@@ -259,6 +292,30 @@ def test_a_single_pass_over_the_whole_of_movielens_1m_gives_the_file_of_sasrec(t
     lengths = dict(zip(prepared.users, np.diff(prepared.offsets), strict=True))
     theirs = zip(sasrec.users, np.diff(sasrec.offsets), strict=True)
     assert all(lengths[original[user]] == length for user, length in theirs)
+
+
+@pytest.mark.real_data
+def test_times_in_float32_move_half_of_movielens_1m(tmp_path, mirror):
+    """Why numbers of RecBole on MovieLens-1M are of other histories: exact times give the file of SASRec's authors."""
+    path, half = tmp_path / "ratings.dat", f"{mirror}/ml-1m/ml-1m-users-1-2999.zip"
+    path.write_bytes(zipfile.ZipFile(half).read("ml-1m/ratings.dat"))
+    columns = {"user_column": 0, "item_column": 1, "rating_column": 2, "time_column": 3}
+    exact, rounded = (histories(prepare(path=str(path), time_precision=p, **columns)) for p in ("exact", "float32"))
+
+    names = {}
+    for what in ("users", "items"):
+        names[what] = dict(line.split() for line in open(f"{mirror}/ml-1m/sas_to_original_{what}.txt"))
+    sasrec = {
+        names["users"][user]: [names["items"][item] for item in items]
+        for user, items in histories(prepare(source="ml-1m-sasrec", mirror=mirror)).items()
+    }
+    kept = set(names["items"].values())
+    exact, rounded = ({u: [i for i in s if i in kept] for u, s in h.items()} for h in (exact, rounded))
+    assert all(exact[user] == sasrec[user] for user in exact)
+
+    same = [a == b for user in exact for a, b in zip(exact[user], rounded[user], strict=True)]
+    assert 0.50 < np.mean(same) < 0.51
+    assert 0.80 < np.mean([exact[user][-1] == rounded[user][-1] for user in exact]) < 0.81
 
 
 @pytest.mark.real_data

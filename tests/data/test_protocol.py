@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lightrec.data.datamodule import SequenceDataModule
-from lightrec.data.protocol import git_commit
+from lightrec.data.protocol import git_commit, protocol_line
 
 
 @pytest.fixture
@@ -30,6 +30,13 @@ def test_the_record_names_the_protocol(path, options, tag):
     record = SequenceDataModule(path=str(path), **options).protocol()
     assert record["tag"] == tag and json.loads(json.dumps(record)) == record
     assert {"data_sha256", "targets_sha256", "counts", "versions", "ties", "exclude_seen", "seed"} <= set(record)
+
+
+def test_rounded_times_stand_in_the_record_and_in_its_line(path):
+    exact, rounded = (SequenceDataModule(path=str(path), time_precision=p).protocol() for p in ("exact", "float32"))
+    assert rounded["rounded_times"] == "float32" and "rounded_times" not in exact
+    assert "times rounded to float32, as in RecBole" in protocol_line(rounded)
+    assert "rounded" not in protocol_line(exact)
 
 
 def test_the_hash_of_targets_depends_on_targets_and_not_on_numbering(path, tmp_path):
