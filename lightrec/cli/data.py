@@ -118,7 +118,8 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
 
     Returns:
         Counts at every step of the preparation, sparsity, date range, percentiles of history length and of events per
-        item, share of events with the time of the one before, licence and hashes; primitives.
+        item, share of events with the time of the one before, and of those with its float32, licence and hashes;
+        primitives.
     """
     import numpy as np
 
@@ -143,13 +144,14 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
         times = np.asarray(prepared.times)
         inside = np.ones(len(times), bool)
         inside[offsets[:-1]] = False  # the first event of a user has none before it
-        equal = np.diff(times, prepend=times[:1])[inside] == 0
+        equal, rounded = (np.diff(t, prepend=t[:1])[inside] == 0 for t in (times, times.astype(np.float32)))
         days = [np.datetime64(int(t), "s").item().date().isoformat() for t in (times.min(), times.max())]
         facts["from, to"] = days
         facts["share of equal timestamps"] = float(equal.mean()) if len(equal) else 0.0
+        facts["the same in float32"] = float(rounded.mean()) if len(equal) else 0.0
     else:
         facts["from, to"] = None
-        facts["share of equal timestamps"] = None
+        facts["share of equal timestamps"] = facts["the same in float32"] = None
     parts = {name: len(getattr(data.split, name)) for name in ("train", "val", "test")}
     facts |= {
         "users in parts": parts,
