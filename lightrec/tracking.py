@@ -6,6 +6,7 @@ without a network: the run is then kept on disk, where `wandb sync` finds it, an
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 from pathlib import Path
@@ -108,7 +109,7 @@ def _offline_reason(wandb) -> str | None:
         return f"WANDB_MODE={mode}"
     url = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
     try:
-        if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+        if not (os.environ.get("WANDB_API_KEY") or _has_key(wandb)):
             return "no API key; `wandb login` stores one"
     except Exception as error:  # an unreadable netrc or settings file must not stop a training
         return f"the API key could not be read: {error}"
@@ -118,6 +119,12 @@ def _offline_reason(wandb) -> str | None:
     except OSError as error:
         return f"{address.hostname} does not answer: {error}"
     return None
+
+
+def _has_key(wandb) -> bool:
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return wandb.login(prompt=False, verify=False)
+    return bool(wandb.api.api_key)  # of which a later wandb warns
 
 
 class ExampleTable(Callback):

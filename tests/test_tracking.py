@@ -154,3 +154,20 @@ def test_an_unknown_tracker_is_said(tmp_path):
 
 def test_none_writes_nothing(tmp_path):
     assert make_logger("none", str(tmp_path), "x", {}, {}) == [] and not list(tmp_path.iterdir())
+
+
+def test_looking_for_a_key_warns_of_nothing_and_finds_a_stored_one(tmp_path):
+    """In a process of its own: wandb keeps what it has found."""
+    pytest.importorskip("wandb")
+    code = "import wandb; from lightrec.tracking import _has_key; print(_has_key(wandb))"
+    said = {}
+    for name, netrc in (("without", ""), ("with", f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")):
+        home = tmp_path / name
+        home.mkdir()
+        (home / ".netrc").write_text(netrc)
+        (home / ".netrc").chmod(0o600)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+        environment = kept | {"HOME": str(home), "WANDB_BASE_URL": "https://api.wandb.ai"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=home)
+        said[name] = done.stdout.split()[-1], "deprecated" in done.stdout + done.stderr
+    assert said == {"without": ("False", False), "with": ("True", False)}
