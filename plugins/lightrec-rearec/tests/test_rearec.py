@@ -355,7 +355,7 @@ def test_the_released_form_holds_one_side_fixed():
 
 @pytest.mark.parametrize("form", ["code", "paper"])
 def test_a_step_along_the_divergence_alone_pushes_the_steps_apart(form):
-    trained, batch = rearec(2, ERL(weight=1e6, form=form)).double(), windows()  # nothing else is heard beside it
+    trained, batch = rearec(2, ERL(weight=1e6, temperature=1.0, form=form)).double(), windows()  # nothing else is heard beside it
 
     def apart():
         return divergence(trained.items, Thought(trained, batch, "last").states, 1.0, "paper").item()
@@ -367,7 +367,7 @@ def test_a_step_along_the_divergence_alone_pushes_the_steps_apart(form):
 
 
 def test_a_divergence_of_some_rows_estimates_that_of_all():
-    trained, batch = rearec(2, ERL(weight=50.0)).double(), windows(rows=24)
+    trained, batch = rearec(2, ERL(weight=50.0, temperature=1.0)).double(), windows(rows=24)
     whole = trained.loss(batch).item()
     trained.objective.divergence_rows = 6
     parts = torch.tensor([trained.loss(batch).item() for _ in range(300)])

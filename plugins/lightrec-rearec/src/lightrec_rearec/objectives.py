@@ -5,9 +5,8 @@ PRL (progressive): every step is trained, the early ones at a high temperature, 
 from a noisy token (contrast within the batch).
 
 Where the paper and the authors' code differ, `form` says which is meant; the code is the default, since the published
-numbers are its. There all scores are divided by .07. The item table can set the scale of its scores itself, so that ERL
-leaves them as they are unless `temperature` says otherwise; nothing else sets the scale of PRL's contrast between
-states, and training at a temperature of 1 was far slower (docs/results.md of lightrec).
+numbers are its. There all scores are divided by .07, and so they are here: with undivided ones ERL's divergence at its
+weight of .05 outweighs the cross-entropy, and PRL's contrast learns far more slowly (docs/results.md of lightrec).
 
 Shapes: B batch, L length, T rows with a target, K num_steps, D hidden_size, V vocabulary.
 """
@@ -58,7 +57,7 @@ class ERL(Objective):
     def __init__(
         self,
         weight: float = 0.05,
-        temperature: float = 1.0,
+        temperature: float = 0.07,
         form: Form = "code",
         positions: Positions = "last",
         divergence_rows: int | None = None,
