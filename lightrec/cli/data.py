@@ -123,6 +123,8 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
     """
     import numpy as np
 
+    from lightrec.data.readers import in_float32
+
     prepared, meta = data.prepared, data.prepared.meta
     items, offsets = np.asarray(prepared.items), np.asarray(prepared.offsets)
     lengths = np.diff(offsets)
@@ -144,11 +146,12 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
         times = np.asarray(prepared.times)
         inside = np.ones(len(times), bool)
         inside[offsets[:-1]] = False  # the first event of a user has none before it
-        equal, rounded = (np.diff(t, prepend=t[:1])[inside] == 0 for t in (times, times.astype(np.float32)))
+        rounded = in_float32(times, 0, meta["time_unit"])
+        equal, level = (np.diff(t, prepend=t[:1])[inside] == 0 for t in (times, rounded))
         days = [np.datetime64(int(t), "s").item().date().isoformat() for t in (times.min(), times.max())]
         facts["from, to"] = days
         facts["share of equal timestamps"] = float(equal.mean()) if len(equal) else 0.0
-        facts["the same in float32"] = float(rounded.mean()) if len(equal) else 0.0
+        facts["the same in float32"] = float(level.mean()) if len(equal) else 0.0
     else:
         facts["from, to"] = None
         facts["share of equal timestamps"] = facts["the same in float32"] = None

@@ -15,7 +15,7 @@ import polars as pl
 
 from lightrec.data import sources
 from lightrec.data.prepared import FORMAT, Prepared, store
-from lightrec.data.readers import Columns, Log, OnError, read_log, read_table, usual_column
+from lightrec.data.readers import Columns, Log, OnError, in_float32, read_log, read_table, usual_column
 from lightrec.errors import InputError
 
 Duplicates = Literal["keep", "first", "last"]
@@ -239,16 +239,13 @@ class _Encoded:
             self.note(f"not void by {column}")
 
     def round_times(self, unit: str | None, path: Path) -> None:
-        """Keeps of each time what a float32 of the number in the file keeps, as RecBole's tensors do."""
+        """Rounds times as `in_float32` says."""
         if "time" not in self.columns:
             raise InputError(
                 f"{path}: --data.time_precision float32 rounds times, and this log has none that was read; name its "
                 "--data.time_column, or leave the flag out."
             )
-        of_a_second = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}.get(unit, 1.0)
-        fraction = self.columns.pop("fraction", 0)
-        number = (self.columns["time"] + fraction / 1e6) * of_a_second
-        rounded = number.astype(np.float32).astype(np.float64) / of_a_second
+        rounded = in_float32(self.columns["time"], self.columns.pop("fraction", 0), unit)
         self.columns["time"] = np.floor(rounded).astype(np.int64)
         fraction = ((rounded - self.columns["time"]) * 1e6).astype(np.int32)
         if fraction.any():

@@ -8,5 +8,16 @@ from lightrec.data.readers.columns import Columns, usual_column
 from lightrec.data.readers.faults import OnError
 from lightrec.data.readers.formats import Format, guess_format
 from lightrec.data.readers.log import Log, read_log, read_table
+from lightrec.data.readers.times import in_float32
 
-__all__ = ["Columns", "Format", "Log", "OnError", "guess_format", "read_log", "read_table", "usual_column"]
+__all__ = [
+    "Columns",
+    "Format",
+    "Log",
+    "OnError",
+    "guess_format",
+    "in_float32",
+    "read_log",
+    "read_table",
+    "usual_column",
+]

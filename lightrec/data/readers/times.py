@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from lightrec.data.readers.faults import place_of
@@ -34,6 +35,21 @@ def parse_times(path: Path, table: pl.DataFrame, scan: Scan) -> tuple[pl.DataFra
     fraction = (micros - seconds * _SECOND).cast(pl.Int32)
     table = table.with_columns(seconds.alias("time"))
     return (table.with_columns(fraction.alias("fraction")) if (fraction != 0).any() else table), unit
+
+
+def in_float32(seconds: np.ndarray, fraction: np.ndarray | int, unit: str | None) -> np.ndarray:
+    """Returns what a float32 of the number in the file keeps of each time, as RecBole's tensors do.
+
+    Args:
+        seconds: [n] int64, whole seconds.
+        fraction: [n] int32 or 0, microseconds after them.
+        unit: what `parse_times` found; a time that is no number counts in seconds.
+
+    Returns:
+        [n] float64, seconds.
+    """
+    of_a_second = _SECOND / next((factor for name, _, _, factor in _UNITS if name == unit), _SECOND)
+    return ((seconds + fraction / _SECOND) * of_a_second).astype(np.float32).astype(np.float64) / of_a_second
 
 
 def _from_numbers(path: Path, number: pl.Series, row: pl.Series, scan: Scan) -> tuple[pl.Series, str]:
