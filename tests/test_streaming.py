@@ -36,11 +36,8 @@ def gru(**options) -> GRU4Rec:
 
 
 def own_model(name: str, path: str, options: dict) -> EncoderRecommender:
-    """A model of lightrec that can step; those that are not in this version are skipped."""
-    try:
-        kind = getattr(importlib.import_module(f"lightrec.models.{path}"), name)
-    except ImportError:
-        pytest.skip(f"lightrec.models.{path} is not in this version")
+    """A model of lightrec that can step."""
+    kind = getattr(importlib.import_module(f"lightrec.models.{path}"), name)
     torch.manual_seed(0)
     return kind(NUM_ITEMS, **options)
 
@@ -76,6 +73,9 @@ def check_every_prefix(stream, model, events, max_length=None):
     ids, scores = model.recommend(batch, 10)
     for lines, row_ids, row_scores in zip(stream.recommend_many(list(histories)), ids, scores, strict=True):
         same(lines, row_ids, row_scores)
+
+
+# --- what the batch gives
 
 
 @stepping
@@ -141,6 +141,9 @@ def test_a_window_reads_again_what_the_batch_reads(name, path):
     events = [*EVENTS, *[("bob", 1 + 5 * t % NUM_ITEMS) for t in range(20)]]
     check_every_prefix(StreamingRecommender(model, history=MAX_LENGTH), model, events, MAX_LENGTH)
     check_every_prefix(StreamingRecommender(model, history=3), model, events, 3)
+
+
+# --- encoders
 
 
 def test_an_encoder_without_a_step_form_is_refused_with_those_that_have_one():
@@ -222,6 +225,9 @@ def test_a_step_form_that_differs_from_the_batch_result_is_refused(kind, positio
         StreamingRecommender(model)
 
 
+# --- ids, what was seen, wrong calls
+
+
 def test_the_catalog_speaks_external_ids_and_unknown_items_are_skipped_and_reported():
     model = gru()
     catalog = Catalog(
@@ -271,6 +277,9 @@ def test_wrong_calls_are_named():
     assert len(stream) == 0 and stream.recommend_many([]) == []
 
 
+# --- who is kept
+
+
 def test_the_user_who_was_used_longest_ago_is_evicted():
     stream = StreamingRecommender(gru(), max_users=2)
     stream.observe_many([("ann", 1), ("bob", 2)])
@@ -314,6 +323,9 @@ def test_a_callback_may_not_call_its_stream():
     stream = StreamingRecommender(gru(), on_miss=lambda user: stream.observe("bob", 1))
     with pytest.raises(RuntimeError, match="may not call the stream"):
         stream.observe("ann", 1)
+
+
+# --- states from elsewhere
 
 
 def test_states_travel_through_a_file_that_runs_nothing(tmp_path):
@@ -412,6 +424,9 @@ def test_a_state_that_is_not_finite_is_refused_and_the_old_one_kept():
     assert torch.equal(before["seen"], after["seen"])
 
 
+# --- the model and its caller
+
+
 def test_a_diverged_model_is_refused():
     model = gru()
     with torch.no_grad():
@@ -473,6 +488,9 @@ def test_threads_take_turns():
     for user in histories:
         expected = alone.recommend(user)
         assert [line.item_id for line in stream.recommend(user)] == [line.item_id for line in expected]
+
+
+# --- a checkpoint, and the documentation
 
 
 @pytest.fixture(scope="module")
