@@ -54,7 +54,8 @@ class Case:
 
     def __init__(self, model, num_items: int, length: int, positions: int):
         self.model = model.train()
-        self.optimizer = model.configure_optimizers()
+        made = model.configure_optimizers()
+        self.optimizer = made["optimizer"] if isinstance(made, dict) else made
         rows = max(1, positions // length)
         self.positions = rows * length
         generator = torch.Generator().manual_seed(length)

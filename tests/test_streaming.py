@@ -1,5 +1,6 @@
 """A stream gives what the batch gives, keeps what it should, and takes in nothing foreign."""
 
+import copy
 import importlib
 import os
 import re
@@ -82,6 +83,14 @@ def check_every_prefix(stream, model, events, max_length=None):
 def test_every_prefix_of_interleaved_users_gives_the_batch_result(name, path, options):
     model = own_model(name, path, options).eval()
     check_every_prefix(StreamingRecommender(model), model, EVENTS)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@stepping
+def test_every_prefix_gives_the_batch_result_on_a_gpu(name, path, options):
+    model = own_model(name, path, options).eval()
+    check_every_prefix(StreamingRecommender(copy.deepcopy(model).to("cuda")), model, EVENTS)
 
 
 @stepping

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightrec.ops.hyperbolic_selective_scan import checked_curvature
-from lightrec.ops.linear_cross_entropy import check_targets
+from lightrec.ops.linear_cross_entropy import check_targets, rows_at_once
 
 _BLOCK_BYTES = 6 * 2**20  # of logits, and as much of slopes
 _TILE = 1024  # columns; a tile of 128 rows is half a megabyte
@@ -47,7 +47,7 @@ def distance_cross_entropy(
         log_temperature: scalar.
         power: 1 for the distance, with gradient zero where it is zero; 2 for its square.
         limit: largest kappa q: distances beyond are those at the limit, without gradient; None for none.
-        block_rows: rows at a time; None chooses what stays in cache.
+        block_rows: rows at a time; None chooses what stays in cache, on a GPU blocks of 256 MiB.
 
     Returns:
         Scalar sum, float32 (float64 for float64 input); all products are made in that dtype.
@@ -66,14 +66,15 @@ def distance_cross_entropy(
     if limit is not None and kappa.requires_grad:
         raise ValueError(f"with a limit ({limit}) kappa has no gradient here: it must not require one.")
     if block_rows is None:
-        block_rows = max(32, min(256, _BLOCK_BYTES // (4 * len(items))))
+        block_rows = rows_at_once(len(items), rows.device, _BLOCK_BYTES, 32, 256)
     return _DistanceCrossEntropy.apply(rows, items, targets, kappa, log_temperature, power, limit, block_rows)
 
 
 def _logits_and_slopes(rows, items, kappa, scale, power, limit, logits, slopes) -> None:
     """Fills logits [R, V] = -d^p / temperature, and slopes [R, V], their derivatives in q but for a common factor."""
-    for start in range(0, len(items), _TILE):
-        columns = slice(start, start + _TILE)
+    tile = _TILE if rows.device.type == "cpu" else len(items)
+    for start in range(0, len(items), tile):
+        columns = slice(start, start + tile)
         t, s = logits[:, columns], slopes[:, columns]
         torch.mm(rows, items[columns].T, out=t)
         t.mul_(kappa).clamp_(_TINY, limit)

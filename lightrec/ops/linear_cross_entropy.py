@@ -23,6 +23,7 @@ from lightrec.ops import registry
 
 OP = "linear_cross_entropy"
 _BLOCK_BYTES = 8 * 2**20  # two float32 blocks of this size stay in a core's share of the last-level cache
+_BLOCK_BYTES_ON_A_GPU = 2**28  # there small blocks leave most of it idle
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def linear_cross_entropy(
         bias: [V] or None.
         matmul_dtype: dtype of the three matrix products; None is that of autocast if it is on, else float32. Softmax,
             loss and the accumulated weight gradient are float32 always (float64 for float64 input).
-        block_rows: rows at a time; None chooses what stays in cache. A kernel for a GPU has sizes of its own.
+        block_rows: rows at a time; None chooses what stays in cache, on a GPU blocks of 256 MiB. A Triton kernel has
+            sizes of its own.
         kernel: name of a kernel; None leaves it to `lightrec.ops.registry`.
 
     Returns:
@@ -83,12 +85,19 @@ def linear_cross_entropy(
     if hidden.dtype == torch.float64:
         matmul_dtype = torch.float64
     if block_rows is None:
-        block_rows = max(64, min(1024, _BLOCK_BYTES // (4 * len(weight))))
+        block_rows = rows_at_once(len(weight), hidden.device, _BLOCK_BYTES, 64, 1024)
     forward = _torch_forward
     if not torch.compiler.is_compiling():
         spec = HeadSpec(hidden.shape[1], hidden.device.type, hidden.dtype, matmul_dtype)
         forward = registry.choose(OP, spec, kernel).forward
     return _LinearCrossEntropy.apply(hidden, weight, targets, bias, matmul_dtype, block_rows, forward)
+
+
+def rows_at_once(num_classes: int, device: torch.device, block_bytes: int, least: int, most: int) -> int:
+    """Rows of a float32 block [rows, V]: as many as `block_bytes` hold within limits, on a GPU as fill it."""
+    if device.type == "cpu":
+        return max(least, min(most, block_bytes // (4 * num_classes)))
+    return max(64, _BLOCK_BYTES_ON_A_GPU // (4 * num_classes))
 
 
 def check_targets(targets: Tensor, rows: Tensor, num_classes: int) -> None:

@@ -16,6 +16,7 @@ _HOME = {
     "check_gradients_at_length_one": "contracts",
     "check_kernel": "kernels",
     "check_learns_toy_rule": "contracts",
+    "check_on_a_gpu": "shipping",
     "check_padding_invariance": "contracts",
     "check_recommender": "contracts",
     "check_seen_items_excluded": "contracts",

@@ -85,13 +85,21 @@ def ready(factory: Factory) -> SequenceRecommender:
 
 
 def require_same_lists(
-    model: SequenceRecommender, batch: Batch, other: Batch, what: str, order: Tensor | None = None
+    model: SequenceRecommender,
+    batch: Batch,
+    changed: Batch,
+    what: str,
+    order: Tensor | None = None,
+    other: SequenceRecommender | None = None,
 ) -> None:
-    """Compares lists by score, and by item where scores are apart: equals may stand in any order."""
+    """Compares lists by score, and by item where scores are apart: equals may stand in any order.
+
+    `changed` is asked of the model itself, or of the `other` one, which may be on another device.
+    """
     ids, scores = model.recommend(batch, 5)
     if order is not None:
         ids, scores = ids[order], scores[order]
-    other_ids, other_scores = model.recommend(other, 5)
+    other_ids, other_scores = (t.to(ids.device) for t in (other or model).recommend(changed, 5))
     require(torch.allclose(scores, other_scores, **CLOSE), f"{what} changed scores by {gap(scores, other_scores):.2g}.")
     apart = torch.full_like(ids, True, dtype=torch.bool)
     far = ~torch.isclose(scores[:, 1:], scores[:, :-1], rtol=1e-3, atol=1e-4)

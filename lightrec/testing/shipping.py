@@ -1,4 +1,4 @@
-"""Checks of what becomes of a recommender outside of its own test: several processes, export, and what it costs.
+"""Checks of what becomes of a recommender outside of its own test: several processes, a GPU, export, and what it costs.
 
 They take longer than those of `lightrec.testing.contracts` and start processes, so `check_recommender` leaves them out;
 `lightrec plugins check` runs them all.
@@ -6,6 +6,7 @@ They take longer than those of `lightrec.testing.contracts` and start processes,
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 import time
@@ -13,6 +14,7 @@ from statistics import median
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightrec.checkpoint import build
@@ -27,15 +29,18 @@ from lightrec.testing.setting import (
     MAX_LENGTH,
     Factory,
     gap,
+    is_trained,
     modules_in,
     named,
     quiet,
     ready,
     require,
+    require_same_lists,
     sample_batch,
 )
 from lightrec.testing.toy import toy_data, toy_log
 
+_OTHER_DEVICE = 1e-3  # of the largest value: float32 sums in another order, through every layer
 _TWO_PROCESSES = 300.0  # seconds, most of them for importing torch on a machine with much to do
 
 
@@ -86,6 +91,55 @@ def check_export(factory: Factory) -> None:
                 torch.allclose(expected, found, **CLOSE),
                 f"the exported {named(model)} differs by {gap(expected, found):.2g} on {rows} rows.",
             )
+
+
+def check_on_a_gpu(factory: Factory, device: str = "cuda") -> None:
+    """States, gradients and lists of a GPU are those of the CPU, and a training step there is finite.
+
+    Each device takes the kernel that it would take in a run. Two devices draw other random numbers, so nothing is
+    dropped in the comparison.
+
+    Args:
+        factory: (num_items, max_length) -> an untrained recommender.
+        device: the other device.
+    """
+    with quiet(seed=14):
+        model, batch = ready(factory), sample_batch()
+        other, there = copy.deepcopy(model).to(device), batch.to(device)
+        require_same_lists(model, batch, there, f"{named(model)}: moving to {device}", other=other)
+        if isinstance(model, EncoderRecommender):
+            weights = torch.randn(len(batch), model.items.hidden_size)
+            ours, theirs = (_states_and_gradients(m, b, weights) for m, b in ((model, batch), (other, there)))
+            for name, value in ours.items():
+                found = theirs[name].to(value)
+                error = gap(value, found) / max(value.abs().max().item(), 1e-6)
+                require(error <= _OTHER_DEVICE, f"{named(model)}: {name} on {device} is {error:.2g} off that of the CPU.")
+        if not is_trained(model):
+            return
+        ids = F.pad(there.item_ids, (1, 0), value=1)  # one event more in front: every row has a target
+        users, times = torch.arange(len(ids), device=device), F.pad(there.timestamps, (1, 0))
+        loss = other.train().loss(Batch(ids, there.lengths + 1, users, timestamps=times))
+        require(bool(loss.isfinite()), f"{named(model)}.loss is {loss.item()} on {device}.")
+        loss.backward()
+        for name, p in other.named_parameters():
+            require(
+                p.grad is None or bool(p.grad.isfinite().all()),
+                f"{named(model)}: the gradient of {name} is not finite on {device}.",
+            )
+
+
+def _states_and_gradients(model: EncoderRecommender, batch: Batch, weights: Tensor) -> dict[str, Tensor]:
+    """The states after the last items, and the gradients of their product with `weights` by parameter."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):  # cuDNN has no backward in evaluation mode
+            module.train()
+            module.dropout = 0.0
+    states = model.query(batch)
+    (states * weights.to(states.device)).sum().backward()
+    found = {f"the gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.eval()
+    return {"the state": states.detach(), **found}
 
 
 def compare_speed(factory: Factory, num_items: int = 1000, max_length: int = 50, rounds: int = 7) -> dict[str, float]:

@@ -386,3 +386,24 @@ class TestComplaints:
 
     def test_a_model_that_is_abstract(self, complaint, small):
         assert "SequenceRecommender" in complaint("fit", *small, "--model", "lightrec.recommender.SequenceRecommender")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("model", ["SASRec", "Mamba4Rec", "GRU4Rec"])
+def test_a_run_on_a_gpu_goes_on_and_is_tested_on_a_cpu(small, capsys, model, precision):
+    flags = ["--model", model, *small[2:], "--trainer.accelerator", "gpu", "--trainer.precision", precision]
+    assert main(["fit", *flags, "--run_folder", "run"]) == 0
+    assert "val/ndcg@10" in capsys.readouterr().out
+    assert main(["fit", "--ckpt_path", "run/checkpoints/last.ckpt", "--trainer.max_epochs", "3"]) == 0
+    best, found = ["--ckpt_path", "run/checkpoints/best.ckpt"], []
+    for accelerator in ("cpu", "gpu"):
+        where = ["--trainer.accelerator", accelerator, "--trainer.precision", "32-true"]
+        assert main(["test", *best, *where, "--results", "found.json"]) == 0
+        found.append(json.loads(Path("found.json").read_text())["metrics"])
+        assert main(["predict", *best, *where, "--output", f"{accelerator}.parquet"]) == 0
+    assert found[0].keys() == found[1].keys()
+    assert all(found[0][name] == pytest.approx(value, abs=1e-6) for name, value in found[1].items())
+    lists = [pl.read_parquet(f"{accelerator}.parquet") for accelerator in ("cpu", "gpu")]
+    assert lists[0]["item_ids"].equals(lists[1]["item_ids"])

@@ -213,3 +213,20 @@ def test_processes_agree_with_one_process_even_when_one_has_no_row(tmp_path):
                 assert values.keys() == single.keys()
                 for metric, value in single.items():
                     assert abs(values[metric] - value.item()) < EXACT, (name, world, rank, metric)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("targets", [1, 3])
+def test_a_gpu_measures_what_a_cpu_measures(targets):
+    rows = random_rows(57, targets)
+    here = metrics_of(rows, 20, cohorts=True, per_user=True)
+    there = RankingMetrics(ks=(1, 5, 10), cohorts=True, per_user=True).to("cuda")
+    there.connect(counts())
+    for start in range(0, 57, 20):
+        there.update(*(t[start : start + 20].to("cuda") for t in rows))
+    found = there.compute()
+    for name, value in here.compute().items():
+        assert found[name].device.type == "cuda" and abs(value - found[name].cpu()) < EXACT, name
+    for name, column in here.per_user_values().items():
+        assert torch.allclose(column, there.per_user_values()[name], atol=EXACT), name

@@ -89,3 +89,10 @@ def test_a_built_in_in_another_dtype_recommends_with_float32_scores(name, dtype)
     # what some layers round, in units of their storage; of the best scores, which do not depend on near ties
     tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-4}[dtype]
     assert torch.allclose(scores, exact, rtol=tolerance, atol=tolerance * exact.abs().max().item())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_built_in_gives_on_a_gpu_what_it_gives_on_a_cpu(name):
+    testing.check_on_a_gpu(FACTORIES[name])

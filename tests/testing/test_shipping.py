@@ -52,6 +52,18 @@ def test_a_query_that_looks_at_values_cannot_be_exported():
         testing.check_export(lambda num_items, max_length: LooksAtValues(num_items, max_length, hidden_size=8))
 
 
+def test_a_model_is_compared_with_itself_on_another_device():
+    class Loses(SASRec):
+        def to(self, *args):
+            with torch.no_grad():
+                self.encoder.positions.weight.mul_(1.01)
+            return super().to(*args)
+
+    testing.check_on_a_gpu(sasrec, device="cpu")
+    with pytest.raises(AssertionError, match="Loses: moving to cpu changed scores by"):
+        testing.check_on_a_gpu(lambda num_items, max_length: Loses(num_items, max_length, hidden_size=8), device="cpu")
+
+
 def test_speed_is_a_ratio_of_the_same_work():
     class Slow(SASRec):
         def vectors(self, batch) -> Tensor:

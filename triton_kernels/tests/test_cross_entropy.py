@@ -33,10 +33,23 @@ def test_a_target_that_is_no_class_gives_no_number(found):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_it_agrees_with_torch_on_a_gpu():
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("rows, items, size", [(1, 2, 8), (256, 5000, 64), (3000, 700, 100), (70, 40000, 256)])
+def test_it_agrees_with_float64_on_a_gpu(rows, items, size, dtype, tolerance):
     from lightrec.ops.linear_cross_entropy import linear_cross_entropy
 
-    hidden, weight = torch.randn(300, 64, device="cuda"), torch.randn(5000, 64, device="cuda")
-    targets = torch.randint(5000, (300,), device="cuda")
-    ours, theirs = (linear_cross_entropy(hidden, weight, targets, kernel=k) for k in ("triton", "torch"))
-    assert torch.allclose(ours, theirs, rtol=1e-5)
+    torch.manual_seed(0)
+    leaves = [torch.randn(*shape, device="cuda") for shape in ((rows, size), (items, size), (items,))]
+    leaves = [(t / 4).to(dtype).requires_grad_() for t in leaves]
+    targets = torch.randint(items, (rows,), device="cuda")
+    found = []
+    for kernel in ("triton", "torch", "exact"):
+        if kernel == "exact":
+            hidden, weight, bias = (t.double() for t in leaves)
+            loss = torch.nn.functional.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")
+        else:
+            loss = linear_cross_entropy(*leaves[:2], targets, leaves[2], matmul_dtype=dtype, kernel=kernel)
+        found.append([loss, *torch.autograd.grad(loss, leaves)])
+    for ours, theirs, exact in zip(*found, strict=True):
+        for made in (ours, theirs):
+            assert (made.double() - exact.double()).abs().max() <= tolerance * exact.double().abs().max()

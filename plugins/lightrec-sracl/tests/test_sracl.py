@@ -1,5 +1,6 @@
 """SRA-CL: retrieval from the training part, the mixture, both losses in both forms, and what must not change."""
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -200,6 +201,24 @@ def test_a_step_encodes_little_padding(log, monkeypatch):
     monkeypatch.setattr(model, "query", lambda batch: (encoded.append(batch.item_ids.numel()), real(batch))[1])
     assert torch.allclose(objective._encode(model, rows), expected, atol=1e-5)
     assert rows.lengths.sum() <= sum(encoded) <= 1.25 * rows.lengths.sum()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("pool", ["users", "prefixes"])
+@pytest.mark.parametrize("room", [2**31, 0])
+def test_a_gpu_gives_the_losses_and_gradients_of_a_cpu(log, monkeypatch, pool, room):
+    monkeypatch.setattr(objective, "_KEPT_ON_A_GPU", room)  # with none the tables stay where they are
+    data = data_of(log)
+    model, goal = connected(data, pool=pool, replace=0.0, attention_dropout=0.0)
+    other, found = copy.deepcopy(model).to("cuda"), []
+    for each, device in ((model, "cpu"), (other, "cuda")):
+        each.loss(first_batch(data).to(device)).backward()
+        assert each.objective._tables.vectors.device.type == (device if room else "cpu")
+        found.append({name: p.grad.cpu() for name, p in each.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and "objective.mixture.attention" in found[0]
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-3, atol=1e-5), name
 
 
 def test_without_their_gradient_similar_histories_are_a_fixed_goal(log):

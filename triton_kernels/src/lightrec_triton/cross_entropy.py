@@ -2,23 +2,29 @@
 
 Three kernels multiply tiles of rows with tiles of items. The first keeps, for each row, a running maximum and sum of
 exponentials (an online logsumexp). The other two make the tiles again: one owns rows and adds up the gradient of
-hidden, one owns items and adds up those of weight and bias. Each sum is one program's, in a fixed order: no atomics.
-Sums are float32 whatever the tensors are.
+hidden, one owns items and adds up those of weight and bias. Where a tile's owner alone would leave most of the GPU idle
+(256 rows are four programs), several share its sum, each a span of the other side, and their parts are added up
+afterwards. Each sum has a fixed order: no atomics. Sums are float32 whatever the tensors are.
 
 Checked in the interpreter and compiled ahead of time; not yet timed on a GPU.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from lightrec.ops.registry import Kernel
 from lightrec_triton.selective_scan import INTERPRETED, only_by_name
 
 LARGEST_HIDDEN = 256
 NUM_WARPS = 4
+PROGRAMS_A_PROCESSOR = 4
+"""Of a GPU: how many keep it busy."""
 
 
 def tiles(hidden_size: int) -> tuple[int, int, int]:
@@ -56,17 +62,19 @@ def loss_kernel(
     w_ptr,
     target_ptr,
     bias_ptr,
-    loss_ptr,
+    gold_ptr,
     lse_ptr,
     rows,
     items,
+    span,
     size: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (row tiles). Contiguous x [T, D], w [V, D], targets [T] int64, bias [V], loss and lse [T] float32."""
+    """Grid (row tiles, spans of items). Contiguous x [T, D], w [V, D], targets [T] int64, bias [V]; gold, the target's
+    logit if it is in the span, and lse [spans, T] float32."""
     t = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     k = tl.arange(0, BLOCK_K)
     there = t < rows
@@ -77,13 +85,35 @@ def loss_kernel(
     peak = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     gold = tl.zeros([BLOCK_ROWS], tl.float32)
-    for start in range(0, items, BLOCK_ITEMS):
+    first = tl.program_id(1) * span
+    for start in range(first, tl.minimum(first + span, items), BLOCK_ITEMS):
         v = start + tl.arange(0, BLOCK_ITEMS)
         _, logits = _tile(x, w_ptr, bias_ptr, v, k, items, size, HAS_BIAS)
         higher = tl.maximum(peak, tl.max(logits, 1))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(logits - higher[:, None]), 1)
         peak = higher
         gold += tl.sum(tl.where(v[None, :] == target[:, None], logits, 0.0), 1)
+    place = tl.program_id(1).to(tl.int64) * rows + t
+    tl.store(lse_ptr + place, peak + tl.log(total), mask=there)
+    tl.store(gold_ptr + place, gold, mask=there)
+
+
+@triton.jit
+def join_kernel(
+    target_ptr, gold_ptr, part_ptr, loss_ptr, lse_ptr, rows, items, SPANS: tl.constexpr, BLOCK_ROWS: tl.constexpr
+):
+    """Grid (row tiles): gold and part [SPANS, T] of `loss_kernel` become loss and lse [T]."""
+    t = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    there = t < rows
+    target = tl.load(target_ptr + t, mask=there, other=0)
+    peak = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    gold = tl.zeros([BLOCK_ROWS], tl.float32)
+    for i in range(SPANS):
+        peak = tl.maximum(peak, tl.load(part_ptr + i * rows + t, mask=there, other=0.0))
+        gold += tl.load(gold_ptr + i * rows + t, mask=there, other=0.0)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    for i in range(SPANS):
+        total += tl.exp(tl.load(part_ptr + i * rows + t, mask=there, other=0.0) - peak)
     lse = peak + tl.log(total)
     tl.store(lse_ptr + t, lse, mask=there)
     known = (target >= 0) & (target < items)  # on a GPU nobody has looked before: a wrong target must not look right
@@ -100,13 +130,14 @@ def hidden_kernel(
     grad_ptr,
     rows,
     items,
+    span,
     size: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (row tiles): the gradient of hidden, [T, D] float32."""
+    """Grid (row tiles, spans of items): parts of the gradient of hidden, [spans, T, D] float32."""
     t = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     k = tl.arange(0, BLOCK_K)
     there = t < rows
@@ -116,11 +147,13 @@ def hidden_kernel(
     target = tl.load(target_ptr + t, mask=there, other=0)
     lse = tl.load(lse_ptr + t, mask=there, other=0.0)
     grad = tl.zeros([BLOCK_ROWS, BLOCK_K], tl.float32)
-    for start in range(0, items, BLOCK_ITEMS):
+    first = tl.program_id(1) * span
+    for start in range(first, tl.minimum(first + span, items), BLOCK_ITEMS):
         v = start + tl.arange(0, BLOCK_ITEMS)
         w, logits = _tile(x, w_ptr, bias_ptr, v, k, items, size, HAS_BIAS)
         slope = tl.exp(logits - lse[:, None]) - tl.where(v[None, :] == target[:, None], 1.0, 0.0)
         grad += _product(slope.to(w.dtype), w)
+    grad_ptr += tl.program_id(1).to(tl.int64) * rows * size
     tl.store(grad_ptr + place, grad, mask=inside)
 
 
@@ -135,13 +168,14 @@ def weight_kernel(
     grad_bias_ptr,
     rows,
     items,
+    span,
     size: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (item tiles): the gradients of weight [V, D] and bias [V], float32."""
+    """Grid (item tiles, spans of rows): parts of the gradients of weight [spans, V, D] and bias [spans, V], float32."""
     v = tl.program_id(0) * BLOCK_ITEMS + tl.arange(0, BLOCK_ITEMS)
     k = tl.arange(0, BLOCK_K)
     inside = (v < items)[:, None] & (k < size)[None, :]
@@ -152,7 +186,8 @@ def weight_kernel(
         bias = tl.load(bias_ptr + v, mask=v < items, other=0.0).to(tl.float32)
     grad = tl.zeros([BLOCK_ITEMS, BLOCK_K], tl.float32)
     grad_bias = tl.zeros([BLOCK_ITEMS], tl.float32)
-    for start in range(0, rows, BLOCK_ROWS):
+    first = tl.program_id(1) * span
+    for start in range(first, tl.minimum(first + span, rows), BLOCK_ROWS):
         t = start + tl.arange(0, BLOCK_ROWS)
         there = t < rows
         mask = there[:, None] & (k < size)[None, :]
@@ -163,9 +198,34 @@ def weight_kernel(
         slope = tl.exp(logits - lse[None, :]) - tl.where(v[:, None] == target[None, :], 1.0, 0.0)
         grad += _product(slope.to(x.dtype), x)
         grad_bias += tl.sum(slope, 1)
-    tl.store(grad_ptr + place, grad, mask=inside)
+    part = tl.program_id(1).to(tl.int64) * items
+    tl.store(grad_ptr + part * size + place, grad, mask=inside)
     if HAS_BIAS:
-        tl.store(grad_bias_ptr + v, grad_bias, mask=v < items)
+        tl.store(grad_bias_ptr + part + v, grad_bias, mask=v < items)
+
+
+def spans(tiles: int, others: int, block: int, programs: int) -> tuple[int, int]:
+    """Cuts the other side of a product so that about `programs` run.
+
+    Args:
+        tiles: of the side that owns the sums.
+        others: length of the other side.
+        block: how much of it a step takes.
+        programs: how many should run.
+
+    Returns:
+        (number of spans, length of a span, a multiple of `block`).
+    """
+    steps = triton.cdiv(others, block)
+    each = triton.cdiv(steps, max(1, min(steps, programs // tiles)))
+    return triton.cdiv(steps, each), each * block
+
+
+def _programs(device: torch.device) -> int:
+    """How many programs keep a device busy; the interpreter has a few, so that it checks that they share."""
+    if device.type == "cpu":
+        return 4
+    return PROGRAMS_A_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def forward(hidden, weight, targets, bias, matmul_dtype, block_rows, needs):
@@ -173,27 +233,39 @@ def forward(hidden, weight, targets, bias, matmul_dtype, block_rows, needs):
     need_x, need_w, need_b = needs
     rows, size = hidden.shape
     items = len(weight)
-    grad_x = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if need_x else None
-    grad_w = torch.zeros(weight.shape, dtype=torch.float32, device=hidden.device) if need_w else None
-    grad_b = torch.zeros(items, dtype=torch.float32, device=hidden.device) if need_b else None
     if not rows:
-        return hidden.new_zeros((), dtype=torch.float32), grad_x, grad_w, grad_b
+        made = (torch.zeros(t.shape, device=t.device) if n else None for n, t in zip(needs, (hidden, weight, bias)))
+        return hidden.new_zeros((), dtype=torch.float32), *made
     x, w = hidden.detach().to(matmul_dtype).contiguous(), weight.detach().to(matmul_dtype).contiguous()
     targets = targets.contiguous()
-    loss = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-    lse = torch.empty_like(loss)
-    offset = loss if bias is None else bias.detach().contiguous()
-    tile = tiles(size)
-    row_tiles, item_tiles = triton.cdiv(rows, tile[0]), triton.cdiv(items, tile[1])
-    sizes = rows, items, size, bias is not None, *tile
-    loss_kernel[(row_tiles,)](x, w, targets, offset, loss, lse, *sizes, num_warps=NUM_WARPS)
+    new = partial(torch.empty, dtype=torch.float32, device=hidden.device)
+    offset = new(1) if bias is None else bias.detach().contiguous()
+    block_rows, block_items, block_k = tile = tiles(size)
+    row_tiles, item_tiles, busy = triton.cdiv(rows, block_rows), triton.cdiv(items, block_items), _programs(x.device)
+    options = size, bias is not None, *tile
+    parts, span = spans(row_tiles, items, block_items, busy)
+    gold, part, loss, lse = new(parts, rows), new(parts, rows), new(rows), new(rows)
+    loss_kernel[row_tiles, parts](x, w, targets, offset, gold, part, rows, items, span, *options, num_warps=NUM_WARPS)
+    join_kernel[(row_tiles,)](targets, gold, part, loss, lse, rows, items, parts, block_rows, num_warps=NUM_WARPS)
+    grad_x = grad_w = grad_b = None
     if need_x:
-        hidden_kernel[(row_tiles,)](x, w, targets, offset, lse, grad_x, *sizes, num_warps=NUM_WARPS)
+        grad_x = new(parts, rows, size)
+        hidden_kernel[row_tiles, parts](
+            x, w, targets, offset, lse, grad_x, rows, items, span, *options, num_warps=NUM_WARPS
+        )
+        grad_x = _joined(grad_x)
     if need_w or need_b:
-        made = torch.empty_like(w, dtype=torch.float32) if grad_w is None else grad_w
-        of_bias = torch.empty(items, dtype=torch.float32, device=hidden.device) if grad_b is None else grad_b
-        weight_kernel[(item_tiles,)](x, w, targets, offset, lse, made, of_bias, *sizes, num_warps=NUM_WARPS)
+        parts, span = spans(item_tiles, rows, block_rows, busy)
+        grad_w, grad_b = new(parts, items, size), new(parts, items)
+        weight_kernel[item_tiles, parts](
+            x, w, targets, offset, lse, grad_w, grad_b, rows, items, span, *options, num_warps=NUM_WARPS
+        )
+        grad_w, grad_b = _joined(grad_w) if need_w else None, _joined(grad_b) if need_b else None
     return loss.sum(), grad_x, grad_w, grad_b
+
+
+def _joined(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def accepts(spec) -> str | None:

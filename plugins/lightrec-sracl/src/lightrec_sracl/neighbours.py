@@ -46,6 +46,14 @@ class Tables:
     def __len__(self) -> int:
         return len(self.begin)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, name).nbytes for name in self.__dataclass_fields__)
+
+    def to(self, device: torch.device) -> Tables:
+        """Returns the tables on another device."""
+        return Tables(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+
 
 def training_pool(begin: np.ndarray, end: np.ndarray, user: np.ndarray, max_length: int, pool: Pool):
     """Cuts the training part into the histories that can be retrieved: begin, end and user [M] each.

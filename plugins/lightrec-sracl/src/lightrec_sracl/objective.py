@@ -46,6 +46,8 @@ Form = Literal["code", "paper"]
 Synthesis = Literal["learned", "mean", "random"]
 _PADDED = 2**14  # events that are encoded at a time, padding included
 _SHORTEST = 0.8  # of the longest row that is encoded with it: the rest of a row is padding
+_PADDED_ON_A_GPU = 2**19  # there a call costs more than the padding
+_KEPT_ON_A_GPU = 2**31  # bytes of tables and log; larger ones stay where they are, and what a step needs is fetched
 
 
 class SRACL(Objective):
@@ -138,6 +140,7 @@ class SRACL(Objective):
             return self.objective(recommender, batch)
         inputs, _ = next_item_pairs(batch)
         self._find_tables(recommender, inputs)
+        self._move_tables(inputs.item_ids.device)
         loss, states = self._base(recommender, batch, inputs)
         if self.user_weight:
             between = self.between_histories(recommender, inputs, states)
@@ -152,7 +155,7 @@ class SRACL(Objective):
     def between_histories(self, recommender, inputs: Batch, states: Tensor) -> Tensor:
         """L_CS of histories whose states are [B, D]; a history without similar ones takes no part."""
         entry = self.entries(inputs)
-        near = self._tables.neighbours[entry.clamp_min(0).cpu()].to(entry.device)
+        near = _look_up(self._tables.neighbours, entry.clamp_min(0))
         near = near.masked_fill(entry[:, None] < 0, -1)
         if self.synthesis == "random":
             near = near.gather(1, _random_place(near >= 0))
@@ -174,10 +177,8 @@ class SRACL(Objective):
         if self.mixture is None:
             weights = present / present.sum(1, keepdim=True).clamp_min(1)
         else:
-            vectors = self._tables.vectors
-            weights = self.mixture(
-                *(vectors[ids.clamp_min(0).cpu()].to(found.device, found.dtype) for ids in (entry, near)), present
-            )
+            vectors = (_look_up(self._tables.vectors, ids.clamp_min(0)).to(found.dtype) for ids in (entry, near))
+            weights = self.mixture(*vectors, present)
         return (weights.to(found.dtype)[:, None] @ found).squeeze(1)
 
     def between_views(self, recommender, inputs: Batch) -> Tensor:
@@ -213,9 +214,9 @@ class SRACL(Objective):
     def histories(self, entries: Tensor, with_times: bool = False) -> Batch:
         """The histories [m] of the pool as a batch, on the device of `entries`."""
         tables, (items, times) = self._tables, self._log
-        at = entries.cpu()
+        at = entries.to(items.device)
         begin, lengths = tables.begin[at], tables.end[at] - tables.begin[at]
-        place = torch.arange(int(lengths.max()) if len(lengths) else 1)
+        place = torch.arange(int(lengths.max()) if len(lengths) else 1, device=items.device)
         real = place < lengths[:, None]
         place = torch.where(real, begin[:, None] + place, 0)
         timed = with_times and times is not None
@@ -258,8 +259,8 @@ class SRACL(Objective):
         if self.pool == "users":
             keys = tables.user
         else:
-            keys = torch.empty(len(tables), dtype=torch.long)
-            for rows in torch.arange(len(tables)).split(65536):
+            keys = torch.empty_like(tables.user)
+            for rows in torch.arange(len(tables), device=keys.device).split(65536):
                 part = self.histories(rows)
                 keys[rows] = retrieval.window_keys(part.item_ids, part.lengths, part.user_ids)
         return keys.sort()
@@ -291,6 +292,15 @@ class SRACL(Objective):
         items = torch.from_numpy(np.array(data.prepared.items)).long()
         times = data.prepared.times
         self.connect(tables, items, None if times is None else torch.from_numpy(np.array(times)))
+
+    def _move_tables(self, device: torch.device) -> None:
+        """Takes the tables and the log to a device where there is room for them, once."""
+        log = [t for t in self._log if t is not None]
+        if self._log[0].device == device or self._tables.nbytes + sum(t.nbytes for t in log) > _KEPT_ON_A_GPU:
+            return
+        items, times = self._log
+        self._tables, self._keys = self._tables.to(device), None
+        self._log = items.to(device), None if times is None else times.to(device)
 
     def make_tables(self, data) -> Tables:
         """Finds the neighbours of a SequenceDataModule's training part, or reads them where a run has left them.
@@ -458,17 +468,23 @@ def _encode(recommender, batch: Batch) -> Tensor:
     """Last states [m, D] of histories of any lengths, short ones with short ones so that little is padding."""
     order = batch.lengths.argsort(descending=True)
     lengths = batch.lengths[order].tolist()
+    padded, shortest = (_PADDED, _SHORTEST) if order.device.type == "cpu" else (_PADDED_ON_A_GPU, 0)
     full, found, start = batch.item_ids.shape[1], [], 0
     while start < len(lengths):
         width = max(1, lengths[start])
         stop = start + 1
-        while stop < len(lengths) and lengths[stop] >= _SHORTEST * width and (stop - start) * width < _PADDED:
+        while stop < len(lengths) and lengths[stop] >= shortest * width and (stop - start) * width < padded:
             stop += 1
         rows = order[start:stop]
         part = batch.map(lambda t: t[rows, :width] if t.dim() > 1 and t.shape[1] == full else t[rows])  # noqa: B023
         found.append(recommender.query(part))
         start = stop
     return torch.cat(found)[order.argsort()]
+
+
+def _look_up(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a table that may be on another device, on the device of `rows`."""
+    return table[rows.to(table.device)].to(rows.device)
 
 
 def _random_place(allowed: Tensor) -> Tensor:
