@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [--rows 128] [--length 200] [--items 3416] [--hidden-size 64] [--device cuda]
 
 A step is the loss, its gradients and the optimiser's update on rows of exactly `--length` items, as `length.py` has it,
-with the papers' other defaults. Wall time between two waits for the device, medians of rounds in which all variants
-take turns; the time that a processor alone needs to launch a step is in it, as it is in a run. Peak memory is that of a
-step, weights and moments included. `triton` are the kernels of lightrec-triton (the scan, the softmax over the catalog), `torch` those of lightrec itself.
+with the papers' other defaults. Wall time between two waits for the device: what a processor needs to launch a step is
+in it, as it is in a run. Peak memory is that of a step, weights and moments included. `triton` are the kernels of
+lightrec-triton (the scan, the softmax over the catalog), `torch` those of lightrec itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ def main() -> None:
     on_gpu = options.device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         sys.exit("this benchmark needs a GPU; there is none here.")
-    cases = {}
+    device = torch.cuda.get_device_name() if on_gpu else options.device
+    print(f"{device}, torch {torch.__version__}: {options.rows} rows of {options.length} items,")
+    print(f"catalog {options.items:,}, hidden size {options.hidden_size}, median (quartiles) of {options.rounds}\n")
+    print("| model | kernels | precision | step ms | million positions/s | peak MiB |")
+    print("|---|---|---|---|---|---|")
     for name in options.models:
         model = build(name, options.items, options.length, options.hidden_size)
         if model is None:
@@ -43,42 +47,37 @@ def main() -> None:
         case.batch = case.batch.to(options.device)
         for kernel in ("triton", "torch"):
             for precision in ("float32", "bfloat16"):
-                cases[name, kernel, precision] = case
-    found, peaks, skipped = {}, {}, {}
-    for turn in range(options.rounds + 3):  # three rounds warm up
-        for key, case in cases.items():
-            if key in skipped:
-                continue
-            cast = torch.autocast(case.x.device.type if not on_gpu else "cuda", torch.bfloat16)
-            if on_gpu:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
-            try:
-                with use_kernel(key[1]), cast if key[2] == "bfloat16" else nullcontext():
-                    case.step()
-            except RuntimeError as error:
-                skipped[key] = str(error).split("\n")[0]
-                continue
-            if on_gpu:
-                torch.cuda.synchronize()
-                peaks[key] = torch.cuda.max_memory_allocated() / 2**20
-            if turn >= 3:
-                found.setdefault(key, []).append(time.perf_counter() - began)
-    device = torch.cuda.get_device_name() if on_gpu else options.device
-    print(f"{device}, torch {torch.__version__}: {options.rows} rows of {options.length} items, catalog {options.items:,},")
-    print(f"hidden size {options.hidden_size}, {options.rounds} rounds: median (quartiles)\n")
-    print("| model | kernels | precision | step ms | million positions/s | peak MiB |")
-    print("|---|---|---|---|---|---|")
-    for (name, kernel, precision), times in found.items():
-        low, middle, high = (1e3 * t for t in statistics.quantiles(times, n=4))
-        rate = options.rows * options.length / middle / 1e3
-        peak = peaks.get((name, kernel, precision), float("nan"))
-        print(
-            f"| {name} | {kernel} | {precision} | {middle:.1f} ({low:.1f} to {high:.1f}) | {rate:.2f} | {peak:,.0f} |"
-        )
-    for key, reason in skipped.items():
-        print(f"left out: {key}: {reason}")
+                cast = nullcontext() if precision == "float32" else torch.autocast(options.device, torch.bfloat16)
+                try:
+                    with use_kernel(kernel), cast:
+                        times, peak = measure(case, options.rounds, on_gpu)
+                except RuntimeError as error:
+                    print(f"left out: {name}, {kernel}: {str(error).splitlines()[0]}", file=sys.stderr)
+                    continue
+                low, middle, high = (1e3 * t for t in statistics.quantiles(times, n=4))
+                rate = case.positions / middle / 1e3
+                print(
+                    f"| {name} | {kernel} | {precision} | {middle:.1f} ({low:.1f} to {high:.1f}) | {rate:.2f} "
+                    f"| {peak / 2**20:,.0f} |",
+                    flush=True,
+                )
+
+
+def measure(case: Case, rounds: int, on_gpu: bool) -> tuple[list[float], int]:
+    """Seconds of each step after three that warm up, and the most bytes that a step held."""
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    for _ in range(3):
+        case.step()
+    wait()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        case.step()
+        wait()
+        times.append(time.perf_counter() - began)
+    return times, torch.cuda.max_memory_allocated() if on_gpu else 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -70,6 +71,7 @@ def run(command: str, argv: list[str]) -> int:
         InputError: anything that the user can mend.
     """
     quiet()
+    torch.backends.cudnn.allow_tf32 = False  # 32-true means it: cuDNN's recurrent networks alone would keep 10 bits
     # Only warned about by default: a YAML from a stranger must not be able to name os.system.
     set_parsing_settings(import_path_denylist=["os", "subprocess"])  # and all that is on its own list
     flags = {arg.split("=")[0] for arg in argv}

@@ -22,9 +22,10 @@ def scans(target):
     sizes = dict(channels=CHANNELS, states=STATES, x_st=128, delta_st=128, z_st=256, B_st=36, C_st=36)
     sizes |= dict(x_sd=1, delta_sd=1, z_sd=1, B_sn=1, C_sn=1, BLOCK_D=block_d, BLOCK_N=block_n)
     sizes |= dict(SOFTPLUS=True, HAS_D=True, HAS_Z=True, HAS_BIAS=True, HAS_RESETS=False, EVERY=scan.CHECKPOINT_EVERY)
+    prefetch = {"PREFETCH": target != "gfx942"}
     kernels = {
         "forward": (scan.scan_forward, {"HAS_INITIAL": False}),
-        "backward": (scan.scan_backward, {"HAS_GRAD_FINAL": False, "grad_st": 128, "grad_sd": 1}),
+        "backward": (scan.scan_backward, {"HAS_GRAD_FINAL": False, "grad_st": 128, "grad_sd": 1} | prefetch),
     }
     pointers = dict.fromkeys(WIDE, "*bf16") | {"resets_ptr": "*i8"}
     made = {

@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lightrec.ops.registry import Kernel
-from lightrec_triton.selective_scan import INTERPRETED, only_by_name
+from lightrec_triton.selective_scan import INTERPRETED
+from lightrec_triton.selective_scan import only_by_name as only_by_name_on_a_cpu
 
 LARGEST_HIDDEN = 256
 NUM_WARPS = 4
@@ -279,6 +280,12 @@ def accepts(spec) -> str | None:
     if spec.device != "cuda":
         return f"Triton compiles for CUDA and ROCm, not for {spec.device}"
     return None if not INTERPRETED else "TRITON_INTERPRET=1 is set: nothing is compiled for a GPU"
+
+
+def only_by_name(spec) -> str | None:
+    if spec.device == "cuda" and spec.matmul_dtype == torch.float32:
+        return "float32 products are faster in torch's kernel, which keeps a block of logits; name it to save memory"
+    return only_by_name_on_a_cpu(spec)
 
 
 def kernels() -> list[Kernel]:

@@ -40,6 +40,53 @@ def _softplus(v):
 
 
 @triton.jit
+def _load_step(
+    t, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
+    HAS_Z: tl.constexpr, HAS_RESETS: tl.constexpr,
+):  # fmt: skip
+    """What one step reads, as it is stored; pointers are those of the step."""
+    inside = there & (t + d * 0 < length)
+    n_inside = n_there & (t + n * 0 < length)
+    u = tl.load(x_ptr, mask=inside, other=0.0)
+    raw = tl.load(delta_ptr, mask=inside, other=0.0)
+    b = tl.load(B_ptr, mask=n_inside, other=0.0)
+    c = tl.load(C_ptr, mask=n_inside, other=0.0)
+    gate = u
+    if HAS_Z:
+        gate = tl.load(z_ptr, mask=inside, other=0.0)
+    reset = t
+    if HAS_RESETS:
+        reset = tl.load(resets_ptr + t, mask=t < length, other=0)
+    return u, raw, b, c, gate, reset
+
+
+@triton.jit
+def _advance(
+    h, t, u, raw, b, c, gate, reset, length, a, bias, skip, there, d, out_ptr,
+    SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_RESETS: tl.constexpr,
+):  # fmt: skip
+    """One step forward from what `_load_step` read; returns the state behind it."""
+    inside = there & (t + d * 0 < length)
+    u = u.to(tl.float32)
+    step = raw.to(tl.float32) + bias
+    if SOFTPLUS:
+        step = _softplus(step)
+    step = tl.where(inside, step, 0.0)
+    decay = tl.exp2(step[:, None] * a)
+    if HAS_RESETS:
+        h = tl.where(reset != 0, 0.0, h)  # it may be NaN: multiplied by 0 it would stay
+    h = decay * h + (step * u)[:, None] * b.to(tl.float32)[None, :]
+    y = tl.sum(h * c.to(tl.float32)[None, :], 1)
+    if HAS_D:
+        y += skip * u
+    if HAS_Z:
+        gate = gate.to(tl.float32)
+        y *= gate * tl.sigmoid(gate)
+    tl.store(out_ptr, y.to(out_ptr.dtype.element_ty), mask=inside)
+    return h
+
+
+@triton.jit
 def scan_forward(
     x_ptr,
     delta_ptr,
@@ -112,41 +159,70 @@ def scan_forward(
     B_ptr += row * B_sb + n * B_sn
     C_ptr += row * C_sb + n * C_sn
     out_ptr += row * length * channels + d
+    resets_ptr += row * length
     parts = tl.cdiv(length, EVERY)
     kept_ptr += row * parts * channels * states + place
+    # A step is read four steps ahead: memory is a step's whole work away, and no load may pass a store.
+    tl.static_assert(EVERY == 4)
+    u0, s0, b0, c0, g0, r0 = _load_step(
+        zero, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr,
+        C_ptr, resets_ptr, HAS_Z, HAS_RESETS,
+    )  # fmt: skip
+    u1, s1, b1, c1, g1, r1 = _load_step(
+        zero + 1, length, there, n_there, d, n, x_ptr + x_st, delta_ptr + delta_st, z_ptr + z_st, B_ptr + B_st,
+        C_ptr + C_st, resets_ptr, HAS_Z, HAS_RESETS,
+    )  # fmt: skip
+    u2, s2, b2, c2, g2, r2 = _load_step(
+        zero + 2, length, there, n_there, d, n, x_ptr + 2 * x_st, delta_ptr + 2 * delta_st, z_ptr + 2 * z_st, B_ptr + 2 * B_st,
+        C_ptr + 2 * C_st, resets_ptr, HAS_Z, HAS_RESETS,
+    )  # fmt: skip
+    u3, s3, b3, c3, g3, r3 = _load_step(
+        zero + 3, length, there, n_there, d, n, x_ptr + 3 * x_st, delta_ptr + 3 * delta_st, z_ptr + 3 * z_st, B_ptr + 3 * B_st,
+        C_ptr + 3 * C_st, resets_ptr, HAS_Z, HAS_RESETS,
+    )  # fmt: skip
     for part in range(parts):
+        t = zero + part * EVERY
         tl.store(kept_ptr, h, mask=state_there)
         kept_ptr += channels * states
-        for i in tl.static_range(EVERY):
-            t = zero + part * EVERY + i
-            inside = there & (t + d * 0 < length)
-            n_inside = n_there & (t + n * 0 < length)
-            u = tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32)
-            step = tl.load(delta_ptr, mask=inside, other=0.0).to(tl.float32) + bias
-            b = tl.load(B_ptr, mask=n_inside, other=0.0).to(tl.float32)
-            c = tl.load(C_ptr, mask=n_inside, other=0.0).to(tl.float32)
-            if SOFTPLUS:
-                step = _softplus(step)
-            step = tl.where(inside, step, 0.0)
-            decay = tl.exp2(step[:, None] * a)
-            if HAS_RESETS:
-                reset = tl.load(resets_ptr + row * length + t, mask=t < length, other=0)
-                h = tl.where(reset != 0, 0.0, h)  # it may be NaN: multiplied by 0 it would stay
-            h = decay * h + (step * u)[:, None] * b[None, :]
-            y = tl.sum(h * c[None, :], 1)
-            if HAS_D:
-                y += skip * u
-            if HAS_Z:
-                gate = tl.load(z_ptr, mask=inside, other=0.0).to(tl.float32)
-                y *= gate * tl.sigmoid(gate)
-            tl.store(out_ptr, y.to(out_ptr.dtype.element_ty), mask=inside)
-            # pointers walk: an address from a number of steps costs a multiplication
-            x_ptr += x_st
-            delta_ptr += delta_st
-            z_ptr += z_st
-            B_ptr += B_st
-            C_ptr += C_st
-            out_ptr += channels
+        # pointers walk: an address from a number of steps costs a multiplication
+        x_ptr += EVERY * x_st
+        delta_ptr += EVERY * delta_st
+        z_ptr += EVERY * z_st
+        B_ptr += EVERY * B_st
+        C_ptr += EVERY * C_st
+        h = _advance(
+            h, t, u0, s0, b0, c0, g0, r0, length, a, bias, skip, there, d, out_ptr,
+            SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
+        )  # fmt: skip
+        u0, s0, b0, c0, g0, r0 = _load_step(
+            t + EVERY, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr,
+            C_ptr, resets_ptr, HAS_Z, HAS_RESETS,
+        )  # fmt: skip
+        h = _advance(
+            h, t + 1, u1, s1, b1, c1, g1, r1, length, a, bias, skip, there, d, out_ptr + channels,
+            SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
+        )  # fmt: skip
+        u1, s1, b1, c1, g1, r1 = _load_step(
+            t + EVERY + 1, length, there, n_there, d, n, x_ptr + x_st, delta_ptr + delta_st, z_ptr + z_st, B_ptr + B_st,
+            C_ptr + C_st, resets_ptr, HAS_Z, HAS_RESETS,
+        )  # fmt: skip
+        h = _advance(
+            h, t + 2, u2, s2, b2, c2, g2, r2, length, a, bias, skip, there, d, out_ptr + 2 * channels,
+            SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
+        )  # fmt: skip
+        u2, s2, b2, c2, g2, r2 = _load_step(
+            t + EVERY + 2, length, there, n_there, d, n, x_ptr + 2 * x_st, delta_ptr + 2 * delta_st, z_ptr + 2 * z_st, B_ptr + 2 * B_st,
+            C_ptr + 2 * C_st, resets_ptr, HAS_Z, HAS_RESETS,
+        )  # fmt: skip
+        h = _advance(
+            h, t + 3, u3, s3, b3, c3, g3, r3, length, a, bias, skip, there, d, out_ptr + 3 * channels,
+            SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
+        )  # fmt: skip
+        u3, s3, b3, c3, g3, r3 = _load_step(
+            t + EVERY + 3, length, there, n_there, d, n, x_ptr + 3 * x_st, delta_ptr + 3 * delta_st, z_ptr + 3 * z_st, B_ptr + 3 * B_st,
+            C_ptr + 3 * C_st, resets_ptr, HAS_Z, HAS_RESETS,
+        )  # fmt: skip
+        out_ptr += EVERY * channels
     tl.store(final_ptr + row * channels * states + place, h, mask=state_there)
 
 
@@ -222,6 +298,14 @@ def _gradients(
 
 
 @triton.jit
+def _prefetch(pointers):
+    """Fetches what is there into the second-level cache of an NVIDIA GPU, without a register to hold it."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def scan_backward(
     grad_out_ptr,
     grad_final_ptr,
@@ -274,6 +358,7 @@ def scan_backward(
     EVERY: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """Grid (channel tiles, rows). Contiguous float32: dA, dinitial [B, D, N], dD, dbias [B, D], dB and dC
     [tiles, B, L, N]; dx, ddelta, dz [B, L, D] in their inputs' dtypes."""
@@ -324,6 +409,17 @@ def scan_backward(
         Bs, Cs, grads = B_ptr + first * B_st, C_ptr + first * C_st, grad_out_ptr + first * grad_st
         dxs, ddeltas, dzs = dx_ptr + first * channels, ddelta_ptr + first * channels, dz_ptr + first * channels
         dBs, dCs = dB_ptr + first * states, dC_ptr + first * states
+        if PREFETCH:  # registers are full, but the cache has room for what the next part will read
+            i = tl.maximum(first - EVERY, 0) + tl.arange(0, EVERY)[:, None]
+            _prefetch(x_ptr[None, :] + i * x_st)
+            _prefetch(delta_ptr[None, :] + i * delta_st)
+            _prefetch(grad_out_ptr[None, :] + i * grad_st)
+            _prefetch(B_ptr[None, :] + i * B_st)
+            _prefetch(C_ptr[None, :] + i * C_st)
+            if HAS_Z:
+                _prefetch(z_ptr[None, :] + i * z_st)
+            kept_before = kept_ptr + (row * parts + tl.maximum(part - 1, 0)) * channels * states
+            _prefetch(kept_before + d[:, None] * states + tl.arange(0, (BLOCK_N + 7) // 8)[None, :] * 8)  # sectors
         for pair in tl.static_range(EVERY // 2):
             # the state before two steps, made again; then these two, the later one first
             h = tl.load(kept_ptr + (row * parts + part) * channels * states + place, mask=state_there, other=0.0)
@@ -448,7 +544,8 @@ def backward(grad_out, grad_final, x, delta, A, B, C, D, z, delta_bias, resets, 
             kept, dx, ddelta, dA, dB, dC, dD, _or(dz, dx), dbias, dinitial, length, channels, states,
             *grad_out.stride(), *x.stride(), *delta.stride(), *_or(z, x).stride(), *B.stride(), *C.stride(),
             softplus, D is not None, z is not None, bias is not None, flags is not None, grad_final is not None,
-            every, block_d, block_n, num_warps=1, **_OPTIONS,
+            every, block_d, block_n, _PREFETCHES and channels % block_d == 0 and states == block_n,
+            num_warps=1, **_OPTIONS,
         )  # fmt: skip
     else:
         dinitial.zero_()
@@ -467,6 +564,7 @@ def backward(grad_out, grad_final, x, delta, A, B, C, D, z, delta_bias, resets, 
 
 # Fused multiply-adds are what the counts suppose; the default of Triton is about to change.
 _OPTIONS = {} if INTERPRETED else {"enable_fp_fusion": True}
+_PREFETCHES = not INTERPRETED and torch.version.hip is None
 
 
 def _plain(t: Tensor | None) -> Tensor | None:
