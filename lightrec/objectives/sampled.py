@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from lightrec.data.batch import Batch
 from lightrec.interfaces import Objective
 from lightrec.objectives.next_item import HeadDtype, Positions, mean_over_targets, next_item_rows
+from lightrec.ops.linear_cross_entropy import rows_at_once
 
 if TYPE_CHECKING:
     from lightrec.recommender import EncoderRecommender
@@ -388,7 +389,8 @@ def _sum_of_terms(items, hidden, targets, row, negatives, sampler, terms, head_d
             return finish(positive, logits.gather(1, block_ids - 1), block_ids, block_row, block_targets)
 
         shared = (weight,) if bias is None else (weight, bias)
-        return _sum_over_blocks(dense, max(64, min(1024, _BLOCK_BYTES // (4 * num_items))), (x,), shared, dtype)
+        size = rows_at_once(num_items, x.device, _BLOCK_BYTES, 64, 1024)
+        return _sum_over_blocks(dense, size, (x,), shared, dtype)
 
     places = targets - 1
     positive = (x * F.embedding(places, weight)).sum(-1)
@@ -401,7 +403,7 @@ def _sum_of_terms(items, hidden, targets, row, negatives, sampler, terms, head_d
             return finish(positive, negative, ids, row[block], targets[block])
 
         shared = (F.embedding(ids - 1, weight),) + (() if bias is None else (bias[ids - 1],))
-        size = max(64, min(4096, _BLOCK_BYTES // (4 * num_negatives)))
+        size = rows_at_once(num_negatives, x.device, _BLOCK_BYTES, 64, 4096)
         return _sum_over_blocks(with_batch, size, (x, positive), shared, dtype)
 
     def fetched(block, x, positive, weight, *bias):

@@ -117,7 +117,8 @@ def check_on_a_gpu(factory: Factory, device: str = "cuda") -> None:
                 # a gradient that is zero but for rounding, such as that of a key's bias, has no digits to compare
                 scale = max(value.abs().max().item(), 1e-3 * largest)
                 error = gap(value, theirs[name].to(value)) / scale
-                require(error <= _OTHER_DEVICE, f"{named(model)}: {name} on {device} is {error:.2g} off that of the CPU.")
+                wrong = f"{named(model)}: {name} on {device} is {error:.2g} off that of the CPU."
+                require(error <= _OTHER_DEVICE, wrong)
         if not is_trained(model):
             return
         ids = F.pad(there.item_ids, (1, 0), value=1)  # one event more in front: every row has a target

@@ -29,41 +29,46 @@ def products_a_second(dtype: torch.dtype) -> float:
     return 2 * 8192**3 / (median_us(lambda: a @ b, 10) * 1e-6)
 
 
+def measure(rows: int, items: int, size: int, dtype: torch.dtype) -> tuple[dict, dict]:
+    """Microseconds and peak MiB of loss and gradients, by what computes them."""
+    from lightrec.ops.linear_cross_entropy import linear_cross_entropy
+
+    hidden = torch.randn(rows, size, device="cuda").mul_(0.3).requires_grad_()
+    weight = torch.randn(items, size, device="cuda").mul_(0.3).requires_grad_()
+    targets = torch.randint(items, (rows,), device="cuda")
+
+    def ours(kernel):
+        return lambda: linear_cross_entropy(hidden, weight, targets, matmul_dtype=dtype, kernel=kernel)
+
+    calls = {"triton": ours("triton"), "torch": ours("torch")}
+    if 4 * rows * items <= LARGEST:
+        calls["plain"] = lambda: plain(hidden, weight, targets, dtype)
+    times, peaks = {}, {}
+    for name, call in calls.items():
+
+        def both(call=call):
+            torch.autograd.grad(call(), (hidden, weight))
+
+        both()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        both()
+        peaks[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        times[name] = median_us(both, 30)
+    return times, peaks
+
+
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("this benchmark needs a GPU; there is none here.")
-    from lightrec.ops.linear_cross_entropy import linear_cross_entropy
-
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
-    print("| T, V, D, products in | triton us | torch us | plain us | triton over the floor | MiB: triton, torch, plain |")
+    print("| T, V, D, products in | triton us | torch us | plain us | triton over floor | MiB: triton, torch, plain |")
     print("|---|---|---|---|---|---|")
     for dtype in (torch.bfloat16, torch.float32):
         rate = products_a_second(dtype)
         for rows, items, size in SHAPES:
-            hidden = torch.randn(rows, size, device="cuda").mul_(0.3).requires_grad_()
-            weight = torch.randn(items, size, device="cuda").mul_(0.3).requires_grad_()
-            targets = torch.randint(items, (rows,), device="cuda")
-            calls = {
-                name: lambda name=name: linear_cross_entropy(
-                    hidden, weight, targets, matmul_dtype=dtype, kernel=name
-                )
-                for name in ("triton", "torch")
-            }
-            if 4 * rows * items <= LARGEST:
-                calls["plain"] = lambda: plain(hidden, weight, targets, dtype)
-            times, peaks = {}, {}
-            for name, call in calls.items():
-
-                def both(call=call):
-                    torch.autograd.grad(call(), (hidden, weight))
-
-                both()
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                both()
-                peaks[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
-                times[name] = median_us(both, 30)
+            times, peaks = measure(rows, items, size, dtype)
             floor = 2 * 3 * rows * items * size / rate * 1e6
             cells = [f"{times[n]:.0f}" if n in times else "-" for n in ("triton", "torch", "plain")]
             cells += [f"{times['triton'] / floor:.1f}", ", ".join(f"{p:.0f}" for p in peaks.values())]

@@ -18,7 +18,7 @@ WIDE = ("x_ptr", "delta_ptr", "B_ptr", "C_ptr", "z_ptr", "out_ptr", "grad_out_pt
 
 def scans(target):
     """Forward and backward in bfloat16, at the strides that a model has."""
-    block_d, block_n = scan.blocks(CHANNELS, STATES)
+    block_d, block_n = scan.blocks(256, CHANNELS, STATES)
     sizes = dict(channels=CHANNELS, states=STATES, x_st=128, delta_st=128, z_st=256, B_st=36, C_st=36)
     sizes |= dict(x_sd=1, delta_sd=1, z_sd=1, B_sn=1, C_sn=1, BLOCK_D=block_d, BLOCK_N=block_n)
     sizes |= dict(SOFTPLUS=True, HAS_D=True, HAS_Z=True, HAS_BIAS=True, HAS_RESETS=False, EVERY=scan.CHECKPOINT_EVERY)

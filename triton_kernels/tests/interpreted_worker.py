@@ -4,25 +4,26 @@ import json
 
 import torch
 import torch.nn.functional as F
-from lightrec_triton import cross_entropy
+from lightrec_triton import cross_entropy, selective_scan
 
 from lightrec.ops import registry
 from lightrec.ops.linear_cross_entropy import linear_cross_entropy
 from lightrec.ops.selective_scan import ScanSpec
 from lightrec.testing.kernels import check_kernel, compare_with_reference, scan_inputs
 
-# B, L, D, N and resets: what the conformance suite leaves out
-SCANS = [(1, 3, 12, 5, False), (1, 17, 12, 5, True), (1, 9, 40, 16, True)]
+# B, L, D, N, resets, and how many programs are few: what the conformance suite leaves out
+SCANS = [(1, 3, 12, 5, False, 2), (1, 17, 12, 5, True, 2), (1, 9, 40, 16, True, 0), (1, 9, 40, 16, True, 512)]
 # rows, items, hidden size: less than a tile, more than one, and no multiple of it
 HEADS = [(1, 2, 8), (3, 70, 16), (70, 5, 12), (66, 130, 33)]
 
 
 def scan():
     errors = {}
-    for *case, resets in SCANS:
+    for *case, resets, few in SCANS:
+        selective_scan.FEW = few
         torch.manual_seed(0)
         flags = torch.rand(case[0], case[1]) < 0.3 if resets else None
-        errors[f"{case} {resets}"] = compare_with_reference(scan_inputs(*case), "triton", resets=flags)
+        errors[f"{case} {resets} {few}"] = compare_with_reference(scan_inputs(*case), "triton", resets=flags)
     return {
         "errors": errors,
         "automatic": registry.choose("selective_scan", ScanSpec()).name,

@@ -355,7 +355,8 @@ def test_the_released_form_holds_one_side_fixed():
 
 @pytest.mark.parametrize("form", ["code", "paper"])
 def test_a_step_along_the_divergence_alone_pushes_the_steps_apart(form):
-    trained, batch = rearec(2, ERL(weight=1e6, temperature=1.0, form=form)).double(), windows()  # nothing else is heard beside it
+    only = ERL(weight=1e6, temperature=1.0, form=form)  # nothing else is heard beside it
+    trained, batch = rearec(2, only).double(), windows()
 
     def apart():
         return divergence(trained.items, Thought(trained, batch, "last").states, 1.0, "paper").item()

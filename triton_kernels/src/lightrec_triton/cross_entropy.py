@@ -6,7 +6,9 @@ hidden, one owns items and adds up those of weight and bias. Where a tile's owne
 (256 rows are four programs), several share its sum, each a span of the other side, and their parts are added up
 afterwards. Each sum has a fixed order: no atomics. Sums are float32 whatever the tensors are.
 
-Checked in the interpreter and compiled ahead of time; not yet timed on a GPU.
+On an H200 with bfloat16 products it is 3.6 to 4.8 times as fast as one that keeps the logits, from 25,600 rows and
+12,101 items on, in about a hundredth of the memory (`benchmarks/cross_entropy.py`). Products in float32 are exact here
+and slow, so those are left to torch's kernel unless this one is named.
 """
 
 from __future__ import annotations
@@ -235,8 +237,9 @@ def forward(hidden, weight, targets, bias, matmul_dtype, block_rows, needs):
     rows, size = hidden.shape
     items = len(weight)
     if not rows:
-        made = (torch.zeros(t.shape, device=t.device) if n else None for n, t in zip(needs, (hidden, weight, bias)))
-        return hidden.new_zeros((), dtype=torch.float32), *made
+        leaves = zip(needs, (hidden, weight, bias), strict=True)
+        zeros = (torch.zeros(t.shape, device=t.device) if need else None for need, t in leaves)
+        return hidden.new_zeros((), dtype=torch.float32), *zeros
     x, w = hidden.detach().to(matmul_dtype).contiguous(), weight.detach().to(matmul_dtype).contiguous()
     targets = targets.contiguous()
     new = partial(torch.empty, dtype=torch.float32, device=hidden.device)
