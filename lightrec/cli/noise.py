@@ -10,7 +10,8 @@ _LINES = re.compile(
     r"💡|Tip:|litlogger|litmodels|[GTH]PU available|IPU available|`Trainer\.(fit|validate|test|predict)` stopped|"
     r"Seed set to|Restor(ing|ed all) states|Loaded model weights|Loading `|Using (bfloat16|16bit)|"
     r"Initializing distributed|distributed_backend|All distributed processes|^-+$|LOCAL_RANK: |"
-    r"attempting graceful shutdown|MLU available|Trainer already configured"
+    r"attempting graceful shutdown|MLU available|Trainer already configured|"
+    r"that has Tensor Cores"  # docs/scaling.md says what 32-true is, and what is faster
 )
 _WARNINGS = (
     r".*does not have many workers.*",
