@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightrec.ops.registry import Kernel
-from lightrec_triton.selective_scan import INTERPRETED
+from lightrec_triton.selective_scan import INTERPRETED, cannot_run_on
 from lightrec_triton.selective_scan import only_by_name as only_by_name_on_a_cpu
 
 LARGEST_HIDDEN = 256
@@ -278,11 +278,7 @@ def accepts(spec) -> str | None:
         return "Triton's cross-entropy sums in float32; float64 needs the torch kernel"
     if spec.hidden_size > LARGEST_HIDDEN:
         return f"hidden size {spec.hidden_size}; a tile holds {LARGEST_HIDDEN} at most"
-    if spec.device == "cpu":
-        return None if INTERPRETED else "a CPU needs Triton's interpreter: set TRITON_INTERPRET=1"
-    if spec.device != "cuda":
-        return f"Triton compiles for CUDA and ROCm, not for {spec.device}"
-    return None if not INTERPRETED else "TRITON_INTERPRET=1 is set: nothing is compiled for a GPU"
+    return cannot_run_on(spec.device)
 
 
 def only_by_name(spec) -> str | None:

@@ -593,10 +593,15 @@ def accepts(spec) -> str | None:
         return "Triton's scan keeps float32 states; float64 needs the reference or the torch kernel"
     if spec.states > 256:
         return f"{spec.states} states a channel; a tile holds 256 at most"
-    if spec.device == "cpu":
+    return cannot_run_on(spec.device)
+
+
+def cannot_run_on(device: str) -> str | None:
+    """None, or why the kernels of this distribution do not run on a device, as they were made."""
+    if device == "cpu":
         return None if INTERPRETED else "a CPU needs Triton's interpreter: set TRITON_INTERPRET=1"
-    if spec.device != "cuda":
-        return f"Triton compiles for CUDA and ROCm, not for {spec.device}"
+    if device != "cuda":
+        return f"Triton compiles for CUDA and ROCm, not for {device}"
     return None if not INTERPRETED else "TRITON_INTERPRET=1 is set: nothing is compiled for a GPU"
 
 
