@@ -180,7 +180,7 @@ def _model_checks(factory: Factory) -> list[Check]:
         ("learning", when(trained, testing.check_learns_toy_rule, untrained)),
         ("checkpoint", partial(testing.check_checkpoint_round_trip, factory)),
         ("two processes", when(trained, testing.check_two_processes, untrained)),
-        ("GPU", partial(testing.check_on_a_gpu, factory) if torch.cuda.is_available() else "there is none here"),
+        ("GPU", _gpu_check(factory)),
         ("export", when(encoder is not None, testing.check_export, no_encoder)),
         ("speed", partial(_speed, factory) if trained else untrained),
     ]
@@ -213,9 +213,13 @@ def _objective_checks(kind: type, given: dict, model: type | None) -> list[Check
         ("learning", learns),
         ("checkpoint", partial(testing.check_checkpoint_round_trip, alone)),
         ("two processes", partial(testing.check_two_processes, alone)),
-        ("GPU", partial(testing.check_on_a_gpu, alone) if torch.cuda.is_available() else "there is none here"),
+        ("GPU", _gpu_check(alone)),
         ("speed", partial(_speed, alone)),
     ]
+
+
+def _gpu_check(factory: Factory) -> Callable | str:
+    return partial(testing.check_on_a_gpu, factory) if torch.cuda.is_available() else "there is none here"
 
 
 def _kernel_checks(function: Callable) -> Iterator[Check]:

@@ -31,11 +31,11 @@ def counts():
     return torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(NUM_ITEMS).square()])
 
 
-def metrics_of(rows, batch_size, **options):
-    metrics = RankingMetrics(ks=(1, 5, 10), **options)
+def metrics_of(rows, batch_size, device="cpu", **options):
+    metrics = RankingMetrics(ks=(1, 5, 10), **options).to(device)
     metrics.connect(counts())
     for start in range(0, len(rows[0]), batch_size):
-        metrics.update(*(t[start : start + batch_size] for t in rows))
+        metrics.update(*(t[start : start + batch_size].to(device) for t in rows))
     return metrics
 
 
@@ -220,13 +220,9 @@ def test_processes_agree_with_one_process_even_when_one_has_no_row(tmp_path):
 @pytest.mark.parametrize("targets", [1, 3])
 def test_a_gpu_measures_what_a_cpu_measures(targets):
     rows = random_rows(57, targets)
-    here = metrics_of(rows, 20, cohorts=True, per_user=True)
-    there = RankingMetrics(ks=(1, 5, 10), cohorts=True, per_user=True).to("cuda")
-    there.connect(counts())
-    for start in range(0, 57, 20):
-        there.update(*(t[start : start + 20].to("cuda") for t in rows))
-    found = there.compute()
+    here, there = (metrics_of(rows, 20, device, cohorts=True, per_user=True) for device in ("cpu", "cuda"))
+    found, columns = there.compute(), there.per_user_values()
     for name, value in here.compute().items():
         assert found[name].device.type == "cuda" and abs(value - found[name].cpu()) < EXACT, name
     for name, column in here.per_user_values().items():
-        assert torch.allclose(column, there.per_user_values()[name], atol=EXACT), name
+        assert torch.allclose(column, columns[name], atol=EXACT), name

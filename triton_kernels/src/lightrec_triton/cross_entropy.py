@@ -13,7 +13,7 @@ and slow, so those are left to torch's kernel unless this one is named.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 import triton
@@ -224,6 +224,7 @@ def spans(tiles: int, others: int, block: int, programs: int) -> tuple[int, int]
     return triton.cdiv(steps, each), each * block
 
 
+@cache
 def _programs(device: torch.device) -> int:
     """How many programs keep a device busy; the interpreter has a few, so that it checks that they share."""
     if device.type == "cpu":

@@ -66,10 +66,11 @@ def _load_step(
 
 @triton.jit
 def _advance(
-    h, i: tl.constexpr, t, u, raw, b, c, gate, reset, length, a, bias, skip, there, d, out_ptr, channels: tl.constexpr,
+    h, i: tl.constexpr, t, read, length, a, bias, skip, there, d, out_ptr, channels: tl.constexpr,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_RESETS: tl.constexpr,
 ):  # fmt: skip
-    """Step t + i forward from what `_load_step` read; returns the state behind it."""
+    """Step t + i forward from what `_load_step` has read; returns the state behind it."""
+    u, raw, b, c, gate, reset = read
     inside = there & (t + i + d * 0 < length)
     u = u.to(tl.float32)
     step = raw.to(tl.float32) + bias
@@ -167,23 +168,12 @@ def scan_forward(
     parts = tl.cdiv(length, EVERY)
     kept_ptr += row * parts * channels * states + place
     # A step is read four steps ahead: memory is a step's whole work away, and no load may pass a store.
-    tl.static_assert(EVERY == 4)
-    u0, s0, b0, c0, g0, r0 = _load_step(
-        0, zero, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
-        x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
-    )  # fmt: skip
-    u1, s1, b1, c1, g1, r1 = _load_step(
-        1, zero, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
-        x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
-    )  # fmt: skip
-    u2, s2, b2, c2, g2, r2 = _load_step(
-        2, zero, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
-        x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
-    )  # fmt: skip
-    u3, s3, b3, c3, g3, r3 = _load_step(
-        3, zero, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
-        x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
-    )  # fmt: skip
+    ahead = ()
+    for i in tl.static_range(EVERY):
+        ahead = ahead + (_load_step(
+            i, zero, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
+            x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
+        ),)  # fmt: skip
     for part in range(parts):
         t = zero + part * EVERY
         tl.store(kept_ptr, h, mask=state_there)
@@ -194,38 +184,15 @@ def scan_forward(
         z_ptr += EVERY * z_st
         B_ptr += EVERY * B_st
         C_ptr += EVERY * C_st
-        h = _advance(
-            h, 0, t, u0, s0, b0, c0, g0, r0, length, a, bias, skip, there, d, out_ptr, channels,
-            SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
-        )  # fmt: skip
-        u0, s0, b0, c0, g0, r0 = _load_step(
-            0, t + EVERY, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
-            x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
-        )  # fmt: skip
-        h = _advance(
-            h, 1, t, u1, s1, b1, c1, g1, r1, length, a, bias, skip, there, d, out_ptr, channels,
-            SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
-        )  # fmt: skip
-        u1, s1, b1, c1, g1, r1 = _load_step(
-            1, t + EVERY, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
-            x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
-        )  # fmt: skip
-        h = _advance(
-            h, 2, t, u2, s2, b2, c2, g2, r2, length, a, bias, skip, there, d, out_ptr, channels,
-            SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
-        )  # fmt: skip
-        u2, s2, b2, c2, g2, r2 = _load_step(
-            2, t + EVERY, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
-            x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
-        )  # fmt: skip
-        h = _advance(
-            h, 3, t, u3, s3, b3, c3, g3, r3, length, a, bias, skip, there, d, out_ptr, channels,
-            SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
-        )  # fmt: skip
-        u3, s3, b3, c3, g3, r3 = _load_step(
-            3, t + EVERY, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
-            x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
-        )  # fmt: skip
+        for i in tl.static_range(EVERY):
+            h = _advance(
+                h, i, t, ahead[0], length, a, bias, skip, there, d, out_ptr, channels,
+                SOFTPLUS, HAS_D, HAS_Z, HAS_RESETS,
+            )  # fmt: skip
+            ahead = ahead[1:] + (_load_step(
+                i, t + EVERY, length, there, n_there, d, n, x_ptr, delta_ptr, z_ptr, B_ptr, C_ptr, resets_ptr,
+                x_st, delta_st, z_st, B_st, C_st, HAS_Z, HAS_RESETS,
+            ),)  # fmt: skip
         out_ptr += EVERY * channels
     tl.store(final_ptr + row * channels * states + place, h, mask=state_there)
 
@@ -390,6 +357,11 @@ def scan_backward(
     bias = tl.zeros([BLOCK_D], tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + d, mask=there, other=0.0).to(tl.float32)
+    # where the tile begins in its row
+    x_row = x_ptr + row * x_sb + tile * BLOCK_D * x_sd
+    delta_row = delta_ptr + row * delta_sb + tile * BLOCK_D * delta_sd
+    z_row = z_ptr + row * z_sb + tile * BLOCK_D * z_sd
+    grad_row = grad_out_ptr + row * grad_sb + tile * BLOCK_D * grad_sd
     x_ptr += row * x_sb + d * x_sd
     delta_ptr += row * delta_sb + d * delta_sd
     z_ptr += row * z_sb + d * z_sd
@@ -414,16 +386,18 @@ def scan_backward(
         dxs, ddeltas, dzs = dx_ptr + first * channels, ddelta_ptr + first * channels, dz_ptr + first * channels
         dBs, dCs = dB_ptr + first * states, dC_ptr + first * states
         if PREFETCH:  # registers are full, but the cache has room for what the next part will read
-            i = tl.maximum(first - EVERY, 0) + tl.arange(0, EVERY)[:, None]
-            _prefetch(x_ptr[None, :] + i * x_st)
-            _prefetch(delta_ptr[None, :] + i * delta_st)
-            _prefetch(grad_out_ptr[None, :] + i * grad_st)
+            before = tl.maximum(part - 1, 0)
+            i = before * EVERY + tl.arange(0, EVERY)[:, None]
+            eighth = tl.arange(0, (BLOCK_D + 7) // 8)[None, :] * 8  # a sector holds eight float32, or more
+            _prefetch(x_row + eighth * x_sd + i * x_st)
+            _prefetch(delta_row + eighth * delta_sd + i * delta_st)
+            _prefetch(grad_row + eighth * grad_sd + i * grad_st)
             _prefetch(B_ptr[None, :] + i * B_st)
             _prefetch(C_ptr[None, :] + i * C_st)
             if HAS_Z:
-                _prefetch(z_ptr[None, :] + i * z_st)
-            kept_before = kept_ptr + (row * parts + tl.maximum(part - 1, 0)) * channels * states
-            _prefetch(kept_before + d[:, None] * states + tl.arange(0, (BLOCK_N + 7) // 8)[None, :] * 8)  # sectors
+                _prefetch(z_row + eighth * z_sd + i * z_st)
+            sectors = tl.arange(0, (BLOCK_D * BLOCK_N + 7) // 8) * 8
+            _prefetch(kept_ptr + (row * parts + before) * channels * states + tile * BLOCK_D * states + sectors)
         for pair in tl.static_range(EVERY // 2):
             # the state before two steps, made again; then these two, the later one first
             h = tl.load(kept_ptr + (row * parts + part) * channels * states + place, mask=state_there, other=0.0)

@@ -191,7 +191,7 @@ class SRACL(Objective):
     def replaced(self, batch: Batch) -> Tensor:
         """Item ids [B, L]; each that has similar ones is replaced by one of them with probability `replace`."""
         ids = batch.item_ids
-        near = self._tables.item_neighbours.to(ids.device)[ids]
+        near = _look_up(self._tables.item_neighbours, ids)
         has = (near > 0).any(-1)
         chosen = near.gather(-1, _random_place(near > 0)).squeeze(-1)
         drawn = torch.rand(ids.shape, device=ids.device) < self.replace
@@ -202,14 +202,16 @@ class SRACL(Objective):
         users = inputs.user_ids
         if self._keys is None:
             self._keys = self._index_pool()
-        known, entries = (t.to(users.device) for t in self._keys)
+        known, entries = self._keys
         if not len(known):
             return torch.full_like(users, -1)
         sought = users
         if self.pool == "prefixes":
             sought = retrieval.window_keys(inputs.item_ids, inputs.lengths, users)
+        sought = sought.to(known.device)
         place = torch.searchsorted(known, sought).clamp_max(len(known) - 1)
-        return torch.where((known[place] == sought) & (users >= 0), entries[place], -1)
+        found = torch.where(known[place] == sought, entries[place], -1).to(users.device)
+        return found.masked_fill(users < 0, -1)
 
     def histories(self, entries: Tensor, with_times: bool = False) -> Batch:
         """The histories [m] of the pool as a batch, on the device of `entries`."""
@@ -295,10 +297,11 @@ class SRACL(Objective):
 
     def _move_tables(self, device: torch.device) -> None:
         """Takes the tables and the log to a device where there is room for them, once."""
-        log = [t for t in self._log if t is not None]
-        if self._log[0].device == device or self._tables.nbytes + sum(t.nbytes for t in log) > _KEPT_ON_A_GPU:
-            return
         items, times = self._log
+        if items.device == device:
+            return
+        if self._tables.nbytes + items.nbytes + (0 if times is None else times.nbytes) > _KEPT_ON_A_GPU:
+            return
         self._tables, self._keys = self._tables.to(device), None
         self._log = items.to(device), None if times is None else times.to(device)
 
