@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
 from lightrec.ops.registry import explain, use_kernel
@@ -40,7 +40,7 @@ COLOURS = {"SASRec": "#D55E00", "GRU4Rec": "#555555", "Mamba4Rec": "#0072B2", "H
 def build(name: str, num_items: int, length: int, hidden_size: int):
     """A model of the given width with its paper's other defaults, or None where it is not installed."""
     try:
-        kind = plugins.load(plugins.resolve("models", name))
+        kind = extensions.load(extensions.resolve("models", name))
     except InputError as error:
         print(f"left out: {name} ({error})")
         return None

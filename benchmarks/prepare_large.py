@@ -25,7 +25,7 @@ import polars as pl
 _CODE = """
 import json, resource, sys, time
 start = time.perf_counter()
-from lightrec.data.interactions import prepare
+from lightrec.data.preparation import prepare
 imported = time.perf_counter()
 prepared = prepare(path=sys.argv[1], cache_dir=sys.argv[2], min_user_events=5, min_item_events=5)
 done = time.perf_counter()

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.errors import InputError
 from lightrec.ops.registry import explain
 from lightrec.ops.selective_scan import ScanSpec
@@ -35,7 +35,7 @@ AT_ONCE = (1, 64)
 def build(name: str, num_items: int, length: int, hidden_size: int):
     """A model of the given width with its paper's other defaults, or None where it is not installed."""
     try:
-        kind = plugins.load(plugins.resolve("models", name))
+        kind = extensions.load(extensions.resolve("models", name))
     except InputError as error:
         print(f"left out: {name} ({error})")
         return None

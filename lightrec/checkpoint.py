@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 import lightrec
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.data.batch import Batch
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
@@ -129,7 +129,7 @@ def allowed_class(class_path: Any, trust: Sequence[str] = ()) -> type[Configurab
         InputError: its module is not lightrec's, no installed plug-in's and not trusted; or no such class.
     """
     module = str(class_path).rpartition(".")[0]
-    homes = {"lightrec", *(plugin.path.split(".")[0] for plugin in plugins.installed())}
+    homes = {"lightrec", *(plugin.path.split(".")[0] for plugin in extensions.installed())}
     trusted = module.split(".")[0] in homes or any(module == name or module.startswith(f"{name}.") for name in trust)
     if not trusted:
         raise InputError(
@@ -137,7 +137,7 @@ def allowed_class(class_path: Any, trust: Sequence[str] = ()) -> type[Configurab
             f"plug-in that brings it, or, if you trust its module, load_recommender(path, trust=[{module!r}])."
         )
     try:
-        kind = plugins.import_path(class_path)
+        kind = extensions.import_path(class_path)
     except Exception as error:  # whatever a module does at import
         raise InputError(
             f"the checkpoint needs {class_path}, which cannot be imported ({type(error).__name__}: {error})."

@@ -12,7 +12,7 @@ import lightrec
 
 ROOT = Path(lightrec.__file__).parent
 ALL_BUT_CLI = (
-    "errors files data metrics ops plugins interfaces nn objectives recommender models checkpoint streaming callbacks "
+    "errors files data metrics ops extensions interfaces nn objectives recommender models checkpoint streaming callbacks "
     "tracking testing"
 ).split()
 
@@ -22,17 +22,17 @@ MAY_IMPORT = {
     "__main__": ["cli"],
     "errors": [],
     "files": [],
-    "data": ["errors", "files", "plugins"],
+    "data": ["errors", "files", "extensions"],
     "metrics": ["errors"],
-    "ops": ["plugins", "errors"],
-    "plugins": ["errors", "lightrec"],
+    "ops": ["extensions", "errors"],
+    "extensions": ["errors", "lightrec"],
     "interfaces": ["data.batch", "errors"],
     "nn": ["ops", "interfaces"],
     "objectives": ["interfaces", "ops", "nn", "data.batch"],
     "recommender": ["interfaces", "metrics", "data.batch", "nn.sequence", "checkpoint"],
     "models": ["interfaces", "nn", "objectives", "recommender", "ops", "data.batch", "errors"],
     "checkpoint": [*ALL_BUT_CLI, "lightrec"],
-    "streaming": ["recommender", "interfaces", "checkpoint", "plugins", "data", "errors", "files"],
+    "streaming": ["recommender", "interfaces", "checkpoint", "extensions", "data", "errors", "files"],
     "callbacks": ["recommender", "data", "errors"],
     "tracking": ["recommender", "data", "errors"],
     "testing": [*ALL_BUT_CLI, "lightrec"],
@@ -105,11 +105,11 @@ if TYPE_CHECKING:
     from lightrec.models.sasrec import SASRec
 else:
     import lightrec.nn.attention
-from lightrec import Batch, plugins
+from lightrec import Batch, extensions
 def f():
     from lightrec.cli.training import run
 """
-    assert modules_imported(source) == ["lightrec", "nn.attention", "lightrec", "plugins", "cli.training"]
+    assert modules_imported(source) == ["lightrec", "nn.attention", "lightrec", "extensions", "cli.training"]
     assert allowed("interfaces", "data.batch") and not allowed("interfaces", "data.datamodule")
     assert not allowed("data", "interfaces") and not allowed("interfaces", "data.batches")
     with pytest.raises(AssertionError, match="relative"):
@@ -120,7 +120,7 @@ def run_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=sys.prefix)
 
 
-@pytest.mark.parametrize("module", ["lightrec", "lightrec.plugins", "lightrec.data.sources", "lightrec.cli"])
+@pytest.mark.parametrize("module", ["lightrec", "lightrec.extensions", "lightrec.data.sources", "lightrec.cli"])
 def test_what_answers_help_and_lists_never_imports_torch(module):
     if find_spec(module) is None:
         pytest.skip(f"{module} is not installed here")

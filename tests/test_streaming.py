@@ -17,7 +17,7 @@ from lightrec.data.batch import Batch
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 from lightrec.interfaces import ItemTable, SequenceEncoder
-from lightrec.models.floors import Markov
+from lightrec.models.counting import Markov
 from lightrec.models.gru4rec import GRU4Rec
 from lightrec.models.sasrec import SASRec
 from lightrec.nn.item_embedding import ItemEmbedding

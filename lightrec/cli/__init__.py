@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 
 import lightrec
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.errors import InputError
 
 # name: module with `run(command, argv) -> exit code`, what it does, and an example.
@@ -21,7 +21,7 @@ _COMMANDS = {
     "recommend": ("recommend", "show recommendations for a few items, by title", "F --items a,b,c -k 10"),
     "data": ("data", "list, prepare and describe data", "list | prepare | stats"),
     "kernels": ("kernels", "explain what computes each operation here", "[--json] [--kernel NAME]"),
-    "plugins": ("installed", "list, check and begin plug-ins", "list | check NAME | new NAME"),
+    "plugins": ("plugins_list", "list, check and begin plug-ins", "list | check NAME | new NAME"),
 }
 
 
@@ -73,13 +73,13 @@ def _run(argv: list[str], own_process: bool) -> int:
 
             tune(rest)
         return import_module(f"lightrec.cli.{_COMMANDS[command][0]}").run(command, rest) or 0
-    extra = {name: p for p in plugins.installed("commands") for name in (p.name, p.full_name)}
+    extra = {name: p for p in extensions.installed("commands") for name in (p.name, p.full_name)}
     if command in extra:
-        return plugins.load(plugins.resolve("commands", command))(rest) or 0
+        return extensions.load(extensions.resolve("commands", command))(rest) or 0
     known = [*_COMMANDS, *extra]
     what = "option" if command.startswith("-") else "command"
     raise InputError(
-        f"{what} {command!r} is unknown{plugins.suggestion(command, known) or ';'} commands: {', '.join(known)}."
+        f"{what} {command!r} is unknown{extensions.suggestion(command, known) or ';'} commands: {', '.join(known)}."
     )
 
 
@@ -92,15 +92,15 @@ def _help() -> str:
         "commands:",
     ]
     lines += [f"  {name:<10} {what:<46} {example}" for name, (_, what, example) in _COMMANDS.items()]
-    found = plugins.installed()
-    lines += [f"  {p.name:<10} {plugins.summary(p)} ({p.distribution})" for p in found if p.kind == "commands"]
+    found = extensions.installed()
+    lines += [f"  {p.name:<10} {extensions.summary(p)} ({p.distribution})" for p in found if p.kind == "commands"]
     for kind, title in (("models", "models"), ("datasets", "data sources")):
         named = [p for p in found if p.kind == kind]
         width = max((len(p.full_name) for p in named), default=0)
         lines += ["", f"{title}:"]
         for plugin in named:
             home = "" if plugin.builtin else f" ({plugin.distribution} {plugin.version})"
-            lines.append(f"  {plugin.full_name:<{width}}  {plugins.summary(plugin)}{home}")
+            lines.append(f"  {plugin.full_name:<{width}}  {extensions.summary(plugin)}{home}")
     lines += ["", "try: lightrec fit --model SASRec --data.source ml-100k"]
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.errors import InputError
 
 # The word that ends a slot's name says which kind of part goes in: `objective`, `base_encoder`.
@@ -163,15 +163,15 @@ def _dotted(slot: str, name: Any) -> Any:
     if kind:
         return _path(kind, name)
     for kind in _SLOTS.values():  # a slot whose name does not tell, such as a list of parts
-        if any(name in (plugin.name, plugin.full_name) for plugin in plugins.installed(kind)):
+        if any(name in (plugin.name, plugin.full_name) for plugin in extensions.installed(kind)):
             return _path(kind, name)
     return name  # a class of Lightning's own, such as a callback: jsonargparse knows those
 
 
 def _path(kind: str, name: str) -> str:
-    plugin = plugins.resolve(kind, name)
+    plugin = extensions.resolve(kind, name)
     if not plugin.builtin:
-        plugins.load(plugin)  # jsonargparse would import it anyway, but not say whose it is if that fails
+        extensions.load(plugin)  # jsonargparse would import it anyway, but not say whose it is if that fails
     return plugin.path
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.cli.options import Options
 from lightrec.errors import InputError
 
@@ -32,7 +32,7 @@ def run(command: str, argv: list[str]) -> int:
         return 0
     action, rest = argv[0], argv[1:]
     if action not in _ACTIONS:
-        near = plugins.suggestion(action, list(_ACTIONS)) or f"; choose {', '.join(_ACTIONS)}."
+        near = extensions.suggestion(action, list(_ACTIONS)) or f"; choose {', '.join(_ACTIONS)}."
         raise InputError(f"lightrec data {action} is unknown{near}")
     if action == "list":
         return _list(rest)
@@ -41,15 +41,15 @@ def run(command: str, argv: list[str]) -> int:
 
 def _list(argv: list[str]) -> int:
     Options("lightrec data list", "List known data sets; nothing is downloaded.").parse_args(argv)
-    found = plugins.installed("datasets")
+    found = extensions.installed("datasets")
     for plugin in found:
-        state = plugins.status(plugin, found)
+        state = extensions.status(plugin, found)
         if not plugin.builtin:  # whose module may hang, or print: its docstring has to do
-            said = plugins.summary(plugin) if state.word == "ok" else state
+            said = extensions.summary(plugin) if state.word == "ok" else state
             print(f"{plugin.full_name}: {said} ({plugin.distribution} {plugin.version})")
             continue
         try:
-            source = plugins.load(plugin)()
+            source = extensions.load(plugin)()
         except Exception as error:  # one broken source must not hide the others
             print(f"{plugin.full_name}: broken: {error}")
             continue
@@ -62,7 +62,7 @@ def _list(argv: list[str]) -> int:
 
 
 def _describe(action: str, argv: list[str]) -> int:
-    from lightrec.cli.noise import quiet
+    from lightrec.cli.log_filter import quiet
 
     quiet()
     as_json = "--json" in argv
@@ -89,11 +89,11 @@ def _data_module(action: str, argv: list[str]) -> SequenceDataModule:
 
     from jsonargparse import ArgumentParser
 
-    from lightrec.cli import arguments, complaints
+    from lightrec.cli import arguments, parser_errors
     from lightrec.data.datamodule import SequenceDataModule
 
     if argv and not argv[0].startswith("-"):
-        known = [plugin.name for plugin in plugins.installed("datasets")]
+        known = [plugin.name for plugin in extensions.installed("datasets")]
         flag = "--data.path" if os.path.exists(argv[0]) and argv[0] not in known else "--data.source"
         argv = [flag, *argv]
     parser = ArgumentParser(f"lightrec data {action}", exit_on_error=False, allow_abbrev=False)
@@ -109,7 +109,7 @@ def _data_module(action: str, argv: list[str]) -> SequenceDataModule:
     except ArgumentError as error:
         flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
         configs = list(zip(given.files, given.configs, strict=True))
-        raise InputError(complaints.explain(str(error), flags, configs)) from error
+        raise InputError(parser_errors.explain(str(error), flags, configs)) from error
     return parser.instantiate_classes(config).data
 
 

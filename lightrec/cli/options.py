@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.errors import InputError
 
 
@@ -22,6 +22,6 @@ class Options(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             word = message.split()[2].split("=")[0]
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            near = plugins.suggestion(word, flags) or f"; see `{self.prog} --help`."
+            near = extensions.suggestion(word, flags) or f"; see `{self.prog} --help`."
             raise InputError(f"{'flag' if word.startswith('-') else 'word'} {word!r} is unknown{near}")
         raise InputError(f"{message}; see `{self.prog} --help`.")

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightrec.errors import InputError
-from lightrec.plugins import suggestion
+from lightrec.extensions import suggestion
 
 
 class EpochLines(Callback):

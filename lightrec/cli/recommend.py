@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.checkpoint import LoadedRecommender, load_recommender
-from lightrec.cli.noise import quiet
+from lightrec.cli.log_filter import quiet
 from lightrec.cli.options import Options
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
@@ -44,7 +44,7 @@ def run(command: str, argv: list[str]) -> int:
     (lines,) = loaded.recommend([history], options.k, exclude_seen=not options.keep_seen)
     unknown = [item for _, item in loaded.unknown]
     if len(unknown) == len(history):
-        near = plugins.suggestion(unknown[0], loaded.catalog.item_ids) or "; --title TEXT finds items by title."
+        near = extensions.suggestion(unknown[0], loaded.catalog.item_ids) or "; --title TEXT finds items by title."
         raise InputError(f"none of the items is known to {Path(options.checkpoint).name}: {', '.join(unknown)}{near}")
     if unknown:
         print(f"unknown and skipped: {', '.join(unknown)}", file=sys.stderr)
@@ -70,7 +70,7 @@ def _of_user(loaded: LoadedRecommender, user: str) -> list[str]:
     users = data.prepared.users.to_list()
     if user not in users:
         raise InputError(
-            f"--user {user!r} is not in the data{plugins.suggestion(user, users) or ';'} {len(users)} users."
+            f"--user {user!r} is not in the data{extensions.suggestion(user, users) or ';'} {len(users)} users."
         )
     row = users.index(user)
     start, stop = data.prepared.offsets[row : row + 2]
@@ -85,7 +85,7 @@ def _by_title(loaded: LoadedRecommender, text: str) -> str:
     if len(found) == 1:
         return catalog.decode(found[0])
     if not found:
-        near = plugins.suggestion(text, [catalog.title(i) for i in range(1, len(catalog) + 1)]) or "."
+        near = extensions.suggestion(text, [catalog.title(i) for i in range(1, len(catalog) + 1)]) or "."
         raise InputError(f"--title {text!r} fits no item{near}")
     named = "; ".join(f"{catalog.decode(i)} = {catalog.title(i)}" for i in found[:_MATCHES_SHOWN])
     more = "; ..." if len(found) > _MATCHES_SHOWN else ""

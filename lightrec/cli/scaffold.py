@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 import lightrec
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.cli.options import Options
 from lightrec.errors import InputError
 
@@ -191,7 +191,7 @@ def _check_free(names: Names, kind: str) -> None:
     Raises:
         InputError: a plug-in or a built-in has it; or there is a distribution or a package of this name.
     """
-    for plugin in plugins.installed(KINDS[kind][0]):
+    for plugin in extensions.installed(KINDS[kind][0]):
         if plugin.name.lower() == names.name.lower():
             whose = "a built-in" if plugin.builtin else f"installed already, by {plugin.distribution} {plugin.version}"
             raise InputError(f"{kind} {plugin.name!r} is {whose}: choose another name.")

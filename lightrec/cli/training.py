@@ -27,10 +27,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lightrec
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.checkpoint import allowed_class, build_model, check_vocabulary, read_checkpoint
-from lightrec.cli import arguments, complaints, prediction, report
-from lightrec.cli.noise import quiet
+from lightrec.cli import arguments, parser_errors, prediction, report
+from lightrec.cli.log_filter import quiet
 from lightrec.cli.progress import EpochLines, Interruptible
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
@@ -256,7 +256,7 @@ class LightrecCLI(LightningCLI):
         except ArgumentError as error:
             flags = [flag for flag in self._parser(self.command)._option_string_actions if flag.startswith("--")]
             configs = list(zip(self.given.files, self.given.configs, strict=True))
-            raise InputError(complaints.explain(str(error), flags, configs)) from error
+            raise InputError(parser_errors.explain(str(error), flags, configs)) from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning overrides explicit flags in silence here; `_check_model_flags` refuses them instead."""
@@ -267,7 +267,7 @@ class LightrecCLI(LightningCLI):
         config = self.config[self.command]
         if self._seed_data() and config.seed_everything is not False:
             config.data.seed = int(config.seed_everything)
-        model_class = plugins.import_path(config.model.class_path)
+        model_class = extensions.import_path(config.model.class_path)
         names = inspect.signature(model_class.__init__).parameters
         if "num_items" not in names and "items" not in names:
             raise InputError(

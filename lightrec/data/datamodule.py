@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightrec.data import loader as loaders
 from lightrec.data.catalog import Catalog
-from lightrec.data.interactions import Duplicates, KCore, TimePrecision, prepare
 from lightrec.data.loader import BatchLoader, Log
+from lightrec.data.preparation import Duplicates, KCore, TimePrecision, prepare
 from lightrec.data.prepared import Prepared
 from lightrec.data.protocol import TIES, git_commit, protocol_tag, targets_hash, versions
 from lightrec.data.readers import Format, OnError

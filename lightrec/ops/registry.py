@@ -31,7 +31,7 @@ from importlib import import_module
 from threading import Thread
 from typing import Any
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.errors import InputError
 
 API_VERSION = 1
@@ -151,7 +151,7 @@ def asked_for(op: str, argument: str | None = None) -> tuple[str | None, str]:
     ops = {key[0] for key in _kernels}
     for other in choice:
         if other and other not in ops:
-            near = plugins.suggestion(other, sorted(ops)) or f"; ops: {', '.join(sorted(ops))}."
+            near = extensions.suggestion(other, sorted(ops)) or f"; ops: {', '.join(sorted(ops))}."
             raise InputError(f"there is no op {other!r} to choose a kernel for ({text}){near}{_blame(source)}")
     if op in choice:
         if (op, choice[op]) not in _kernels:
@@ -263,7 +263,7 @@ def describe_kernels(specs: dict[str, Any] | None = None, device: str = "cpu") -
                     "op": op,
                     "name": kernel.name,
                     "priority": kernel.priority,
-                    "distribution": _owners.get((op, kernel.name), plugins.HOME),
+                    "distribution": _owners.get((op, kernel.name), extensions.HOME),
                     "reason": reason,
                     "only_by_name": _reserve(kernel, spec) if reason is None else None,
                     "chosen": chosen,
@@ -329,7 +329,7 @@ def _ask(check: Callable[[Any], str | None], spec: Any) -> str | None:
 
 def _unknown(op: str | None, name: str) -> str:
     known = list(dict.fromkeys(k.name for k in (_of(op) if op else sorted(_kernels.values(), key=lambda k: k.name))))
-    line = f"no kernel {name!r}{f' for {op}' if op else ' for any op'}{plugins.suggestion(name, known) or '.'}"
+    line = f"no kernel {name!r}{f' for {op}' if op else ' for any op'}{extensions.suggestion(name, known) or '.'}"
     line += f" Installed: {', '.join(known) or 'none'}."
     return line + (f" Broken: {'; '.join(f'{k} ({v})' for k, v in _broken.items())}." if _broken else "")
 
@@ -341,7 +341,7 @@ def _load() -> None:
     _loaded = True  # first, so that a kernel module may use the registry while it is imported
     for module in _OWN_OPS:
         import_module(module)
-    for plugin in plugins.installed("kernels"):
+    for plugin in extensions.installed("kernels"):
         try:
             made = _made_by(plugin)
             for kernel in made if isinstance(made, (list, tuple)) else [made]:
@@ -353,21 +353,21 @@ def _load() -> None:
             _broken[f"{plugin.distribution}:{plugin.name}"] = f"{type(error).__name__}: {error}".rstrip(".")
 
 
-def _made_by(plugin: plugins.Plugin) -> Any:
+def _made_by(plugin: extensions.Plugin) -> Any:
     """Imports what a plug-in names and calls it: in a thread, because all who use an op wait here, and one may hang."""
     made: Future = Future()
 
     def work() -> None:
         try:
-            made.set_result(plugins.load(plugin)())
+            made.set_result(extensions.load(plugin)())
         except (Exception, SystemExit) as error:
             made.set_exception(error)
 
     stdout = sys.stdout
     Thread(target=work, daemon=True).start()
-    if not wait([made], plugins.LIMIT).done:
+    if not wait([made], extensions.LIMIT).done:
         sys.stdout = stdout  # an import turns it to standard error until it ends, and this one does not
-        error = plugins.PluginError(plugin, f"its import did not end within {plugins.LIMIT:g} s")
+        error = extensions.PluginError(plugin, f"its import did not end within {extensions.LIMIT:g} s")
         print(f"lightrec: {error}", file=sys.stderr, flush=True)
         raise error
     return made.result()

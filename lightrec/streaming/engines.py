@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
 from lightrec.interfaces import SequenceEncoder
@@ -157,7 +157,7 @@ def repeated(blank: list[Tensor], size: int) -> list[Tensor]:
 
 def _no_step_form(name: str) -> str:
     # A stranger's module is not imported for a piece of advice.
-    kinds = [(plugin.name, plugins.load(plugin)) for plugin in plugins.installed("encoders") if plugin.builtin]
+    kinds = [(plugin.name, extensions.load(plugin)) for plugin in extensions.installed("encoders") if plugin.builtin]
     able = [short for short, kind in kinds if kind.step is not SequenceEncoder.step]
     return (
         f"{name} cannot go on event by event, it must see the whole history again: take a model whose encoder can "

@@ -28,7 +28,7 @@ from lightrec.data.datamodule import TrainWindows
 from lightrec.errors import InputError
 from lightrec.interfaces import SequenceEncoder, describe
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
-from lightrec.testing.setting import (
+from lightrec.testing.harness import (
     CLOSE,
     LENGTHS,
     MAX_LENGTH,

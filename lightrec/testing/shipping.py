@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from lightrec.checkpoint import build
 from lightrec.data.batch import Batch
 from lightrec.data.datamodule import SequenceDataModule
+from lightrec.extensions.worker import Worker, serve
 from lightrec.interfaces import describe
 from lightrec.models.sasrec import SASRec
-from lightrec.plugins.worker import Worker, serve
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
-from lightrec.testing.setting import (
+from lightrec.testing.harness import (
     CLOSE,
     MAX_LENGTH,
     Factory,

@@ -76,7 +76,7 @@ def test_a_disk_that_is_full_half_way_leaves_nothing(tmp_path):
     path.write_text("user,item,time\n" + "".join(f"u{i % 97},i{i % 89},{i}\n" for i in range(20_000)))
     code = """
 import sys
-from lightrec.data.interactions import prepare
+from lightrec.data.preparation import prepare
 from lightrec.errors import InputError
 try:
     prepare(path=sys.argv[1])

@@ -7,12 +7,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from lightrec import plugins, testing
+from lightrec import extensions, testing
 from lightrec.models.mamba4rec import Mamba4Rec
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.sampled import NegativeSampler
-from lightrec.testing.setting import sample_batch
+from lightrec.testing.harness import sample_batch
 
 SMALL = dict(hidden_size=16, learning_rate=1e-2, dropout=0.1)
 
@@ -32,9 +32,9 @@ def small(kind, num_items, max_length, **options):
 def factories():
     """{name: factory} of every declared model whose module is there, and of variants that are other graphs."""
     found = {}
-    for plugin in plugins.installed("models"):
+    for plugin in extensions.installed("models"):
         if plugin.builtin and find_spec(plugin.value.split(":")[0]) is not None:
-            found[plugin.name] = partial(small, plugins.load(plugin))
+            found[plugin.name] = partial(small, extensions.load(plugin))
     found["SASRec original2018"] = partial(small, SASRec, variant="original2018")
     found["SASRec post_norm"] = partial(small, SASRec, variant="post_norm", attention_dropout=0.1)
     found["SASRec two heads, last position"] = partial(small, SASRec, num_heads=2, objective=NextItem("last"))
@@ -64,7 +64,7 @@ def test_a_built_in_keeps_the_contract(factory, check):
 
 
 def test_every_declared_model_was_checked():
-    missing = [p.name for p in plugins.installed("models") if p.builtin and p.name not in FACTORIES]
+    missing = [p.name for p in extensions.installed("models") if p.builtin and p.name not in FACTORIES]
     assert not missing, f"declared in pyproject.toml but not in the package: {', '.join(missing)}"
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lightrec.cli import main
-from lightrec.plugins import KINDS
+from lightrec.extensions import KINDS
 from lightrec.testing import toy_log
-from lightrec.testing.applicable import checks_of
+from lightrec.testing.check_selection import checks_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.S | re.M)
@@ -55,9 +55,9 @@ def test_every_command_and_snippet_works(tmp_path, monkeypatch, capfd):
 
 
 def test_the_page_names_every_kind_and_every_check():
-    from lightrec import plugins
+    from lightrec import extensions
 
     assert all(f"| `lightrec.{kind}` |" in PAGE for kind in KINDS)
-    names = [name for name, _ in checks_of(plugins.resolve("models", "SASRec"), {})]
+    names = [name for name, _ in checks_of(extensions.resolve("models", "SASRec"), {})]
     assert all(f"| {name} |" in PAGE for name in ["import", *names])
     assert all(f"| `{word}` |" in PAGE for word in ("ok", "shadowed", "incompatible", "broken", "disabled"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.cli import main
 from lightrec.testing import toy_log
 
@@ -144,7 +144,7 @@ def test_homonyms_are_chosen_by_distribution_and_what_they_print_is_not_in_the_o
     assert main(["fit", "--model", "lightrec-rival:SASRec", *small, *toy]) == 0
     assert "lightrec_rival" in sys.modules and "lightrec_loud" not in sys.modules
     capsys.readouterr()
-    assert plugins.load(plugins.resolve("models", "Loud")).__name__ == "Mine"
+    assert extensions.load(extensions.resolve("models", "Loud")).__name__ == "Mine"
     assert capsys.readouterr() == ("", "look at me\n")
 
 

@@ -9,7 +9,7 @@ from lightrec.models.sasrec import SASRec
 from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import EncoderRecommender
-from lightrec.testing.setting import sample_batch
+from lightrec.testing.harness import sample_batch
 
 
 def sasrec(num_items, max_length):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.errors import InputError
 
 
@@ -69,7 +69,7 @@ def find_source(name: str) -> Source:
         InputError: there is no such source.
     """
     try:
-        return plugins.load(plugins.resolve("datasets", name))()
+        return extensions.load(extensions.resolve("datasets", name))()
     except InputError as error:
         raise InputError(f"--data.source {name!r}: {error}") from error
     except Exception as error:  # whatever a stranger's function does

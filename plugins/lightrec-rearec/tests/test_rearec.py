@@ -399,7 +399,7 @@ def test_a_temperature_works_for_scores_of_any_geometry():
 
 
 def test_a_test_reports_each_step_by_cohorts_and_an_oracle_that_is_named_as_one(tmp_path):
-    from lightrec.testing.setting import make_trainer
+    from lightrec.testing.harness import make_trainer
 
     data = testing.toy_data(tmp_path, max_length=LENGTH)
     tested = ReaRec(data.num_items, LENGTH, D, num_steps=2)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightrec.errors import InputError
-from lightrec.plugins.compatibility import API_GROUP, incompatibility
+from lightrec.extensions.compatibility import API_GROUP, incompatibility
 
 KINDS = ("models", "encoders", "objectives", "datasets", "kernels", "commands")
 HOME = "lightrec"  # the distribution whose entries are the built-ins
@@ -320,7 +320,7 @@ def _broken(plugin: Plugin, cause: str) -> str:
 
 
 def _unknown(kind: str, name: str, candidates: list[Plugin]) -> str:
-    from lightrec.plugins.trial import try_all  # it needs this module
+    from lightrec.extensions.import_check import try_all  # it needs this module
 
     # The user waits for an answer that names what is broken. Tried in another process: one may hang, or print.
     strangers = [plugin for plugin in candidates if not plugin.builtin]

@@ -2,19 +2,19 @@
 
 import pytest
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.errors import InputError
+from lightrec.extensions import Plugin
 from lightrec.interfaces import ItemTable, Objective, SequenceEncoder
 from lightrec.models.gru4rec import GRU4Rec, GRU4RecEncoder
 from lightrec.models.sasrec import SASRec, SASRecEncoder
 from lightrec.objectives.next_item import NextItem
-from lightrec.plugins import Plugin
 from lightrec.recommender import EncoderRecommender
-from lightrec.testing.applicable import Skip, arguments, build, checks_of
+from lightrec.testing.check_selection import Skip, arguments, build, checks_of
 
 
 def builtin(kind, name):
-    return plugins.resolve(kind, name)
+    return extensions.resolve(kind, name)
 
 
 def declared(kind, name):
@@ -83,7 +83,7 @@ def test_an_objective_that_needs_another_model_is_checked_within_it():
     dict(checks_of(declared("objectives", "OnlyGRU"), {}, "GRU4Rec"))["gradients"]()
     with pytest.raises(InputError, match="--within is for objectives"):
         checks_of(builtin("models", "SASRec"), {}, "GRU4Rec")
-    assert GRU4Rec is plugins.load(builtin("models", "GRU4Rec"))
+    assert GRU4Rec is extensions.load(builtin("models", "GRU4Rec"))
 
 
 def test_a_data_source_is_described_and_read_if_it_is_at_hand(monkeypatch):
@@ -103,6 +103,6 @@ def test_a_kernel_of_an_op_with_the_suite_is_compared_and_others_are_not(monkeyp
         known = registry.get_kernel("selective_scan", "torch")
         return [known, registry.Kernel("other_op", "mine", known.forward, None, lambda spec: None)]
 
-    monkeypatch.setattr(plugins, "load", lambda plugin: kernels)
+    monkeypatch.setattr(extensions, "load", lambda plugin: kernels)
     found = names(checks_of(Plugin("kernels", "k", "m:k", "lightrec-k", "1", ""), {}))
     assert found == {"selective_scan": None, "other_op": "there is no conformance suite for other_op"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.cli import main
 from lightrec.errors import InputError
 
@@ -49,32 +49,32 @@ def gadget(install):
 
 def _message(kind, name):
     with pytest.raises(InputError) as caught:
-        plugins.load(plugins.resolve(kind, name))
+        extensions.load(extensions.resolve(kind, name))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_built_ins_are_declared_like_plug_ins_and_can_be_loaded():
-    for plugin in plugins.installed():
+    for plugin in extensions.installed():
         if plugin.builtin:
-            assert plugins.load(plugin).__name__ == plugin.path.rpartition(".")[2]
+            assert extensions.load(plugin).__name__ == plugin.path.rpartition(".")[2]
 
 
 def test_a_plug_in_is_found_by_name_without_being_imported(gadget):
-    found = plugins.resolve("models", "Gadget")
+    found = extensions.resolve("models", "Gadget")
     assert (found.path, found.distribution, found.version) == ("lightrec_gadget.Gadget", "lightrec-gadget", "1.2")
     assert gadget not in sys.modules
-    assert plugins.summary(found) == "A model of somebody else."
+    assert extensions.summary(found) == "A model of somebody else."
     assert gadget not in sys.modules
 
 
 def test_built_in_wins_and_the_homonym_has_a_full_name(install):
     install("lightrec-rival", "[lightrec.models]\nSASRec = lightrec_rival:Gadget\n", GOOD)
-    assert plugins.resolve("models", "SASRec").builtin
-    assert plugins.resolve("models", "lightrec-rival:SASRec").path == "lightrec_rival.Gadget"
-    assert plugins.resolve("models", "Lightrec_Rival:SASRec").path == "lightrec_rival.Gadget"
-    (rival,) = (p for p in plugins.installed("models") if p.distribution == "lightrec-rival")
-    state = plugins.status(rival, plugins.installed("models"))
+    assert extensions.resolve("models", "SASRec").builtin
+    assert extensions.resolve("models", "lightrec-rival:SASRec").path == "lightrec_rival.Gadget"
+    assert extensions.resolve("models", "Lightrec_Rival:SASRec").path == "lightrec_rival.Gadget"
+    (rival,) = (p for p in extensions.installed("models") if p.distribution == "lightrec-rival")
+    state = extensions.status(rival, extensions.installed("models"))
     assert state.word == "shadowed" and "built-in" in state.reason and "lightrec-rival:SASRec" in state.reason
 
 
@@ -83,10 +83,10 @@ def test_a_name_that_two_plug_ins_declare_is_never_guessed(install):
         install(name, f"[lightrec.models]\nTwin = {name.replace('-', '_')}:Gadget\n", GOOD)
     message = _message("models", "Twin")
     assert "lightrec-a:Twin" in message and "lightrec-b:Twin" in message
-    found = plugins.installed("models")
+    found = extensions.installed("models")
     twins = [p for p in found if p.name == "Twin"]
-    assert [plugins.status(p, found).word for p in twins] == ["shadowed", "shadowed"]
-    assert plugins.resolve("models", "lightrec-b:Twin").distribution == "lightrec-b"
+    assert [extensions.status(p, found).word for p in twins] == ["shadowed", "shadowed"]
+    assert extensions.resolve("models", "lightrec-b:Twin").distribution == "lightrec-b"
 
 
 def test_unknown_name_lists_near_matches_what_is_installed_and_what_is_broken(gadget, install):
@@ -115,7 +115,7 @@ def test_broken_plug_in_names_distribution_version_cause_and_remedy(install, sou
 
 def test_broken_plug_in_does_not_disturb_others(install):
     install("lightrec-sick", "[lightrec.models]\nSick = lightrec_sick:Sick\n", "raise RuntimeError\n")
-    assert plugins.load(plugins.resolve("models", "SASRec")).__name__ == "SASRec"
+    assert extensions.load(extensions.resolve("models", "SASRec")).__name__ == "SASRec"
     assert main(["--help"]) == 0
     assert main(["plugins", "list"]) == 0
 
@@ -131,7 +131,7 @@ def test_plug_in_for_another_lightrec_is_refused_with_both_versions(install, req
 )
 def test_plug_in_for_this_lightrec_is_accepted(install, requires):
     install("lightrec-fine", "[lightrec.models]\nFine = lightrec_fine:Gadget\n", GOOD, requires=requires)
-    assert plugins.resolve("models", "Fine").problem is None
+    assert extensions.resolve("models", "Fine").problem is None
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_plug_in_for_another_plug_in_api_is_refused(install, declared, reason)
     entries = f"[lightrec.models]\nNew = lightrec_new:Gadget\n[lightrec.api]\n{declared}\n"
     module = install("lightrec-new", entries, GOOD)
     if reason is None:
-        assert plugins.load(plugins.resolve("models", "New")).__name__ == "Gadget"
+        assert extensions.load(extensions.resolve("models", "New")).__name__ == "Gadget"
     else:
         assert reason in _message("models", "New")
         assert module not in sys.modules
@@ -178,21 +178,21 @@ def test_a_group_that_nobody_reads_is_shown_with_the_right_one(install, capsys):
 def test_a_name_of_the_wrong_kind_is_refused(install, kind, source, cause):
     install("lightrec-wrong", f"[lightrec.{kind}]\nX = lightrec_wrong:X\n", source)
     if cause is None:
-        assert plugins.load(plugins.resolve(kind, "X"))
+        assert extensions.load(extensions.resolve(kind, "X"))
     else:
         assert cause in _message(kind, "X")
 
 
 def test_what_a_plug_in_prints_when_it_is_imported_stays_out_of_the_output(install, capsys):
     install("lightrec-loud", "[lightrec.models]\nLoud = lightrec_loud:Gadget\n", "print('hello')\n" + GOOD)
-    plugins.load(plugins.resolve("models", "Loud"))
+    extensions.load(extensions.resolve("models", "Loud"))
     out, err = capsys.readouterr()
     assert (out, err) == ("", "hello\n")
 
 
 def test_an_import_that_takes_long_is_named(install, capsys):
     install("lightrec-slow", "[lightrec.datasets]\nslow = lightrec_slow:f\n", "import time\ntime.sleep(.5)\nf = int\n")
-    plugins.load(plugins.resolve("datasets", "slow"), patience=0.1)
+    extensions.load(extensions.resolve("datasets", "slow"), patience=0.1)
     assert "still importing lightrec-slow:slow 1.2" in capsys.readouterr().err
 
 
@@ -208,12 +208,12 @@ def test_a_trial_survives_what_hangs_dies_and_prints(install):
         site = install(f"lightrec-{name}", f"[lightrec.datasets]\n{name} = lightrec_{name}:ask\n{more}", source)
         (Path(sys.path[0]) / f"lightrec_fine_{name}.py").write_text("f = int\n")
         assert site not in sys.modules
-    found = [p for p in plugins.installed("datasets") if not p.builtin]
-    outcomes = {p.name: o for p, o in zip(found, plugins.try_all(found, limit=1.5), strict=True)}
+    found = [p for p in extensions.installed("datasets") if not p.builtin]
+    outcomes = {p.name: o for p, o in zip(found, extensions.try_all(found, limit=1.5), strict=True)}
     assert outcomes["hang"].cause == "its import did not end within 1.5 s"
     assert outcomes["die"].cause == "the process died with code 7"
     assert outcomes["ask"].cause.startswith("EOFError")
-    assert outcomes["loud"] == plugins.Outcome(None, 16)
+    assert outcomes["loud"] == extensions.Outcome(None, 16)
     assert all(outcomes[f"{name}2"].cause is None for name in sources)
 
 
@@ -243,19 +243,19 @@ def test_an_installation_that_was_cut_off_disturbs_nobody(install, tmp_path):
         info = Path(sys.path[0]) / f"{name}-1.0.dist-info"
         info.mkdir()
         (info / "entry_points.txt").write_text(entries)
-    assert "Fine" in {p.name for p in plugins.installed("models")}
+    assert "Fine" in {p.name for p in extensions.installed("models")}
 
 
 def test_environment_variable_restricts_plug_ins_but_not_built_ins(gadget, monkeypatch):
     monkeypatch.setenv("LIGHTREC_PLUGINS", "none")
-    assert all(plugin.builtin for plugin in plugins.installed())
+    assert all(plugin.builtin for plugin in extensions.installed())
     assert "LIGHTREC_PLUGINS=none hides others" in _message("models", "Gadget")
     monkeypatch.setenv("LIGHTREC_PLUGINS", "lightrec_gadget, other")
-    assert plugins.resolve("models", "Gadget").distribution == "lightrec-gadget"
+    assert extensions.resolve("models", "Gadget").distribution == "lightrec-gadget"
     monkeypatch.setenv("LIGHTREC_PLUGINS", "other")
-    assert "lightrec-gadget" not in {plugin.distribution for plugin in plugins.installed()}
-    (hidden,) = (plugin for plugin in plugins.everything() if plugin.distribution == "lightrec-gadget")
-    state = plugins.status(hidden, plugins.everything())
+    assert "lightrec-gadget" not in {plugin.distribution for plugin in extensions.installed()}
+    (hidden,) = (plugin for plugin in extensions.everything() if plugin.distribution == "lightrec-gadget")
+    state = extensions.status(hidden, extensions.everything())
     assert (state.word, state.reason) == ("disabled", "LIGHTREC_PLUGINS=other leaves it out")
 
 
@@ -300,10 +300,10 @@ def test_a_command_with_the_name_of_our_own_is_reached_by_its_full_name(install,
 
 
 def test_plugins_module_needs_the_standard_library_only():
-    code = "import sys; from lightrec.plugins import installed; installed(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from lightrec.extensions import installed; installed(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_unknown_kind_is_a_programming_error():
     with pytest.raises(ValueError, match="kind 'model' is unknown"):
-        plugins.installed("model")
+        extensions.installed("model")

@@ -7,8 +7,8 @@ import torch
 from lightrec.checkpoint import load_recommender
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
-from lightrec.models import floors
-from lightrec.models.floors import Markov, Popularity
+from lightrec.models import counting
+from lightrec.models.counting import Markov, Popularity
 from lightrec.testing import toy_data, toy_log
 
 
@@ -69,7 +69,7 @@ def test_a_second_epoch_begins_anew(kind):
 
 @pytest.mark.parametrize("pending", [0, 3, 10**6])
 def test_transitions_are_counted_alike_however_often_they_are_sorted_in(monkeypatch, pending):
-    monkeypatch.setattr(floors, "_PENDING", pending)
+    monkeypatch.setattr(counting, "_PENDING", pending)
     torch.manual_seed(0)
     rows = torch.randint(1, 8, (40, 6)).tolist()
     model = fitted(Markov(7), rows)
@@ -86,7 +86,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     model = fitted(Markov(6), ROWS)
     batch = asked([2], [1, 3], [4], [6])
     whole = model.recommend(batch, 4)
-    monkeypatch.setattr(floors, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(counting, "_BLOCK_BYTES", 1)
     assert all(torch.equal(a, b) for a, b in zip(whole, model.recommend(batch, 4), strict=True))
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightrec.data.interactions import _Encoded, prepare
+from lightrec.data.preparation import _Encoded, prepare
 from lightrec.data.prepared import Prepared
 from lightrec.errors import InputError
 
@@ -213,7 +213,7 @@ def test_an_item_file_of_other_items_is_said(tmp_path):
 
 def test_processes_that_start_together_make_one_set(tmp_path):
     path = log(tmp_path, [(f"u{i % 50}", f"i{i % 30}", T + i, 1) for i in range(3000)])
-    code = "import sys; from lightrec.data.interactions import prepare; print(prepare(path=sys.argv[1]).path)"
+    code = "import sys; from lightrec.data.preparation import prepare; print(prepare(path=sys.argv[1]).path)"
     runs = [
         subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True, env=os.environ)
         for _ in range(3)
@@ -226,7 +226,7 @@ def test_processes_that_start_together_make_one_set(tmp_path):
 
 def test_preparing_imports_no_torch(tmp_path):
     code = (
-        "import sys; from lightrec.data.interactions import prepare; prepare(path=sys.argv[1]); "
+        "import sys; from lightrec.data.preparation import prepare; prepare(path=sys.argv[1]); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, log(tmp_path, [("a", "x", T, 1)])]).returncode == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
-from lightrec import plugins
+from lightrec import extensions
 
 _UNKNOWN_OPTION = re.compile(r"given class_path '([^']+)':\s+Option '([^']+)' is not accepted")
 _UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'")
@@ -37,7 +37,7 @@ def explain(message: str, flags: list[str], configs: list[tuple[str, dict]]) -> 
     if found := _last(_UNKNOWN_OPTION, message):
         path, option = found.groups()
         known = _parameters(path)
-        near = plugins.suggestion(option, known) or ";"
+        near = extensions.suggestion(option, known) or ";"
         return f"{path.rpartition('.')[2]} has no option {option!r}{near} it has: {', '.join(known)}."
     if found := _UNKNOWN_KEY.search(message):
         key = found[1]
@@ -51,7 +51,7 @@ def explain(message: str, flags: list[str], configs: list[tuple[str, dict]]) -> 
     if found := _REQUIRED.search(message):
         key = (found[1] or found[2]).split(".", 1)[-1]
         if key == "model":
-            names = ", ".join(plugin.full_name for plugin in plugins.installed("models"))
+            names = ", ".join(plugin.full_name for plugin in extensions.installed("models"))
             return f"--model is missing; choose one of {names}."
         return f"--{key} is missing."
     if found := _last(_NO_IMPORT, message):
@@ -68,7 +68,7 @@ def _near(key: str, flags: list[str]) -> str:
     # The last word is what people misspell; names of the same group are the better guess.
     group = key.rpartition(".")[0]
     same = [name for name in names if name.rpartition(".")[0] == group]
-    near = plugins.suggestion(key, same) or plugins.suggestion(key, names)
+    near = extensions.suggestion(key, same) or extensions.suggestion(key, names)
     return near.replace("did you mean ", "did you mean --").replace(" or ", " or --") or "; see --help for all."
 
 
@@ -83,7 +83,7 @@ def _has(config: dict, key: str) -> bool:
 
 def _parameters(path: str) -> list[str]:
     try:
-        names = list(inspect.signature(plugins.import_path(path).__init__).parameters)[1:]
+        names = list(inspect.signature(extensions.import_path(path).__init__).parameters)[1:]
     except (ImportError, AttributeError, ValueError):
         return []
     return [name for name in names if name not in ("num_items", "max_length")]  # the data set these

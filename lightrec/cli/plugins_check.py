@@ -1,7 +1,7 @@
 """`lightrec plugins check NAME`: runs the contracts on an installed plug-in and prints a verdict, a line a check.
 
 The checks run in another process, so that one that hangs or takes its process down is a line of the verdict, too. What
-they are for each kind of plug-in, and what they are run with, is in `lightrec.testing.applicable`.
+they are for each kind of plug-in, and what they are run with, is in `lightrec.testing.check_selection`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import textwrap
 from dataclasses import asdict
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.cli.options import Options
 from lightrec.errors import InputError
-from lightrec.plugins import Plugin
-from lightrec.plugins.worker import Worker
+from lightrec.extensions import Plugin
+from lightrec.extensions.worker import Worker
 
 _START = 300.0
 
@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
     """
     parser = Options("lightrec plugins check", description="Run the contracts on an installed plug-in.")
     parser.add_argument("name", help="its name, or distribution:name")
-    parser.add_argument("--kind", choices=plugins.KINDS, help="where several kinds have the name")
+    parser.add_argument("--kind", choices=extensions.KINDS, help="where several kinds have the name")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument(
         "--set",
@@ -72,17 +72,17 @@ def _find(name: str, kind: str | None) -> Plugin:
         InputError: there is none, or there are several.
     """
     if kind is not None:
-        return plugins.resolve(kind, name)
+        return extensions.resolve(kind, name)
     short = name.rpartition(":")[2]
-    kinds = list(dict.fromkeys(p.kind for p in plugins.installed() if name in (p.name, p.full_name)))
+    kinds = list(dict.fromkeys(p.kind for p in extensions.installed() if name in (p.name, p.full_name)))
     if len(kinds) == 1:
-        return plugins.resolve(kinds[0], name)
+        return extensions.resolve(kinds[0], name)
     if kinds:
         raise InputError(f"{name!r} is the name of several: add {' or '.join(f'--kind {kind}' for kind in kinds)}.")
-    hidden = next((p for p in plugins.everything() if p.name == short and (p.hidden or p.problem)), None)
+    hidden = next((p for p in extensions.everything() if p.name == short and (p.hidden or p.problem)), None)
     if hidden:
-        raise InputError(f"{hidden.full_name} is {plugins.status(hidden, [])}.")
-    near = plugins.suggestion(short, [p.name for p in plugins.installed()]) or ";"
+        raise InputError(f"{hidden.full_name} is {extensions.status(hidden, [])}.")
+    near = extensions.suggestion(short, [p.name for p in extensions.installed()]) or ";"
     raise InputError(f"no plug-in is called {name!r}{near} see `lightrec plugins list`.")
 
 
@@ -108,7 +108,7 @@ def _results(plugin: Plugin, job: dict, timeout: float, quiet: bool) -> tuple[li
     while True:
         job["done"] = [r["check"] for r in results]
         running = None
-        with Worker("from lightrec.testing.verdict import answer; answer()", job) as worker:
+        with Worker("from lightrec.testing.check_report import answer; answer()", job) as worker:
             try:
                 while (found := worker.answer(timeout if running else _START + timeout)) is not None:
                     if "error" in found:

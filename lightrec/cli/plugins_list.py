@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from importlib import import_module
 
-from lightrec import cli, plugins
+from lightrec import cli, extensions
 from lightrec.cli.options import Options
 from lightrec.errors import InputError
-from lightrec.plugins import Plugin, Status
+from lightrec.extensions import Plugin, Status
 
 _ACTIONS = {
     "list": "[--json] [--check] [--kind models]",
@@ -28,11 +28,11 @@ def run(command: str, argv: list[str]) -> int:
         return 0
     action, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("list", argv)
     if action not in _ACTIONS:
-        near = plugins.suggestion(action, list(_ACTIONS)) or f"; choose {', '.join(_ACTIONS)}."
+        near = extensions.suggestion(action, list(_ACTIONS)) or f"; choose {', '.join(_ACTIONS)}."
         raise InputError(f"lightrec plugins {action} is unknown{near}")
     if action == "list":
         return _list(rest)
-    return import_module(f"lightrec.cli.{'scaffold' if action == 'new' else 'verdict'}").run(rest)
+    return import_module(f"lightrec.cli.{'scaffold' if action == 'new' else 'plugins_check'}").run(rest)
 
 
 def _list(argv: list[str]) -> int:
@@ -40,15 +40,15 @@ def _list(argv: list[str]) -> int:
         "lightrec plugins list", description="List what is installed: models, encoders, objectives, data sources."
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--kind", choices=plugins.KINDS, help="of this kind only")
+    parser.add_argument("--kind", choices=extensions.KINDS, help="of this kind only")
     parser.add_argument(
         "--check", action="store_true", help="import each one, in another process, to see whether it works"
     )
     parser.add_argument(
-        "--timeout", type=float, default=plugins.LIMIT, help="seconds that an import may take (%(default)g)"
+        "--timeout", type=float, default=extensions.LIMIT, help="seconds that an import may take (%(default)g)"
     )
     options = parser.parse_args(argv)
-    found = [plugin for plugin in plugins.everything() if options.kind in (None, plugin.kind)]
+    found = [plugin for plugin in extensions.everything() if options.kind in (None, plugin.kind)]
     states = [_status(plugin, found) for plugin in found]
     if options.check:
         states = _tried(found, states, options.timeout)
@@ -80,7 +80,7 @@ def _list(argv: list[str]) -> int:
 
 
 def _status(plugin: Plugin, found: list[Plugin]) -> Status:
-    state = plugins.status(plugin, found)
+    state = extensions.status(plugin, found)
     if state.word == "ok" and plugin.kind == "commands" and plugin.name in cli._COMMANDS:
         return Status("shadowed", f"by lightrec's own command; use {plugin.full_name}")
     return state
@@ -90,7 +90,7 @@ def _tried(found: list[Plugin], states: list[Status], timeout: float) -> list[St
     """Adds what the import did to what metadata say, for those that these let pass."""
     states = list(states)
     usable = [i for i, state in enumerate(states) if state.word in ("ok", "shadowed")]
-    for i, outcome in zip(usable, plugins.try_all([found[i] for i in usable], timeout), strict=True):
+    for i, outcome in zip(usable, extensions.try_all([found[i] for i in usable], timeout), strict=True):
         if outcome.cause:
             states[i] = Status("broken", outcome.cause)
         elif outcome.printed:

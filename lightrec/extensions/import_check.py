@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import asdict, dataclass
 from importlib import import_module
 
-from lightrec.plugins.declared import Plugin, PluginError, load
-from lightrec.plugins.worker import Worker, serve
+from lightrec.extensions.entry_points import Plugin, PluginError, load
+from lightrec.extensions.worker import Worker, serve
 
 LIMIT = 60.0
 """Seconds that the import of a plug-in may take; torch and lightrec are there already and do not count."""
@@ -51,7 +51,7 @@ def _process(plugins: list[Plugin], limit: float) -> list[Outcome]:
     """Returns outcomes up to the first plug-in that ends or stops the process, at least one."""
     outcomes: list[Outcome] = []
     job = {"plugins": [asdict(p) for p in plugins]}
-    with Worker("from lightrec.plugins.trial import answer; answer()", job) as worker:
+    with Worker("from lightrec.extensions.import_check import answer; answer()", job) as worker:
         try:
             ready = worker.answer(_START)
             while ready and len(outcomes) < len(plugins) and (found := worker.answer(limit)):

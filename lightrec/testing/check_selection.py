@@ -15,18 +15,18 @@ from functools import partial
 import torch
 from torch import nn
 
-from lightrec import plugins, testing
+from lightrec import extensions, testing
 from lightrec.errors import InputError
+from lightrec.extensions import Plugin
 from lightrec.interfaces import ItemTable, Objective, SequenceEncoder
 from lightrec.models.sasrec import SASRecEncoder
 from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.sampled import NegativeSampler
 from lightrec.objectives.weighted import Weighted
-from lightrec.plugins import Plugin
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
 from lightrec.testing.contracts import has_step_form
-from lightrec.testing.setting import MAX_LENGTH, NUM_ITEMS, Factory, is_trained, sample_batch
+from lightrec.testing.harness import MAX_LENGTH, NUM_ITEMS, Factory, is_trained, sample_batch
 
 
 class Skip(Exception):
@@ -51,7 +51,7 @@ def checks_of(plugin: Plugin, given: dict, within: str | None = None) -> list[Ch
     Raises:
         InputError: it cannot be built with these arguments, or does not train this model.
     """
-    target = plugins.load(plugin)
+    target = extensions.load(plugin)
     if within and plugin.kind != "objectives":
         raise InputError(f"--within is for objectives; {plugin.name!r} belongs to {plugin.kind}.")
     if given and plugin.kind not in PARTS:
@@ -61,7 +61,9 @@ def checks_of(plugin: Plugin, given: dict, within: str | None = None) -> list[Ch
     if plugin.kind == "encoders":
         return _model_checks(partial(_around_encoder, target, given))
     if plugin.kind == "objectives":
-        return _objective_checks(target, given, plugins.load(plugins.resolve("models", within)) if within else None)
+        return _objective_checks(
+            target, given, extensions.load(extensions.resolve("models", within)) if within else None
+        )
     if plugin.kind == "kernels":
         return list(_kernel_checks(target))
     if plugin.kind == "datasets":
@@ -95,7 +97,7 @@ def build(kind: type, given: dict, num_items: int, max_length: int):
         if name in ("num_items", "max_length"):
             options[name] = num_items if name == "num_items" else max_length
         elif isinstance(options.get(name), str) and (group := _part_group(hints.get(name))):
-            options[name] = build(plugins.load(plugins.resolve(group, options[name])), {}, num_items, max_length)
+            options[name] = build(extensions.load(extensions.resolve(group, options[name])), {}, num_items, max_length)
         elif name not in options and parameter.default is parameter.empty:
             part = _plain_part(hints.get(name), num_items, max_length, width)
             if part is None:

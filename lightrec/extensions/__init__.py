@@ -8,7 +8,7 @@ made for another lightrec disturbs nobody until it is asked for, and then says w
 `LIGHTREC_PLUGINS=none` leaves every plug-in out, `LIGHTREC_PLUGINS=a,b` all but the distributions a and b.
 """
 
-from lightrec.plugins.declared import (
+from lightrec.extensions.entry_points import (
     HOME,
     KINDS,
     Plugin,
@@ -23,7 +23,7 @@ from lightrec.plugins.declared import (
     suggestion,
     summary,
 )
-from lightrec.plugins.trial import LIMIT, Outcome, try_all
+from lightrec.extensions.import_check import LIMIT, Outcome, try_all
 
 __all__ = [
     "HOME",

@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from lightrec import plugins
+from lightrec import extensions
 from lightrec.errors import InputError
-from lightrec.plugins import Plugin
-from lightrec.plugins.worker import serve
+from lightrec.extensions import Plugin
+from lightrec.extensions.worker import serve
 
 
 def answer() -> None:
@@ -22,9 +22,9 @@ def answer() -> None:
         say({"running": "import"})
         began = time.monotonic()
         try:
-            plugins.load(plugin, patience=3600.0)
+            extensions.load(plugin, patience=3600.0)
             result = {"status": "ok", "reason": plugin.value}
-        except plugins.PluginError as error:
+        except extensions.PluginError as error:
             result = {"status": "failed", "reason": error.cause}
         say({"check": "import", **result, "seconds": time.monotonic() - began})
         if result["status"] == "failed":
@@ -33,16 +33,16 @@ def answer() -> None:
     say({"running": "construction"})
     import torch
 
-    from lightrec.testing.applicable import PARTS, arguments, checks_of
+    from lightrec.testing.check_selection import PARTS, arguments, checks_of
 
     torch.set_num_threads(1)
     try:
         checks = checks_of(plugin, job["given"], job["within"])
         names = [name for name, _ in checks]
         if unknown := [name for name in job["skip"] if name not in names]:
-            near = plugins.suggestion(unknown[0], names) or f"; checks: {', '.join(names)}."
+            near = extensions.suggestion(unknown[0], names) or f"; checks: {', '.join(names)}."
             raise InputError(f"--skip {unknown[0]!r} is no check of {plugin.kind}{near}")
-        say({"built": arguments(plugins.load(plugin), job["given"]) if plugin.kind in PARTS else {}})
+        say({"built": arguments(extensions.load(plugin), job["given"]) if plugin.kind in PARTS else {}})
     except InputError as error:
         say({"error": str(error)})
         return
@@ -62,7 +62,7 @@ def answer() -> None:
 def _run(check: Callable[[], str | None] | str) -> tuple[str, str]:
     if isinstance(check, str):
         return "skipped", check
-    from lightrec.testing.applicable import Skip
+    from lightrec.testing.check_selection import Skip
 
     try:
         return "ok", check() or ""
