@@ -14,11 +14,13 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightrec.data import loader as loaders
 from lightrec.data.catalog import Catalog
+from lightrec.data.corpus import Corpus, TrainingLog
 from lightrec.data.loader import BatchLoader, Log
 from lightrec.data.preparation import Duplicates, KCore, TimePrecision, prepare
 from lightrec.data.prepared import Prepared
 from lightrec.data.protocol import TIES, git_commit, protocol_tag, targets_hash, versions
 from lightrec.data.readers import Format, OnError
+from lightrec.data.sources import cache_folder
 from lightrec.data.splits import (
     Part,
     Split,
@@ -198,6 +200,24 @@ class SequenceDataModule(L.LightningDataModule):
         """[num_items + 1] int64, events of each item in training; 0 for padding."""
         train = self.split.train
         return torch.from_numpy(count_events(self.prepared.items, train.begin, train.end, self.num_items))
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """Everything that these data tell a model."""
+        prepared, train = self.prepared, self.split.train
+        return Corpus(
+            num_items=self.num_items,
+            num_users=self.num_users,
+            max_length=self.max_length,
+            item_counts=self.item_counts,
+            catalog=self.catalog,
+            train=TrainingLog(prepared.items, prepared.times, train.begin, train.end),
+            train_windows=self.train_windows,
+            seed=self.seed,
+            cache=cache_folder(self._init_args["cache_dir"]),
+            name=prepared.meta["source"],
+            data_sha256=prepared.meta["data_sha256"],
+        )
 
     def prepare_data(self) -> None:
         _ = self.prepared
