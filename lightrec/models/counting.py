@@ -20,9 +20,9 @@ from torch import Tensor
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
 from lightrec.nn.sequence import last_state, real_positions
+from lightrec.ops.blocks import rows_that_fit
 from lightrec.recommender import SequenceRecommender
 
-_BLOCK_BYTES = 64 * 2**20
 _PENDING = 2**20  # transitions that are gathered before they are sorted into the rest
 
 
@@ -75,7 +75,7 @@ class CountingRecommender(SequenceRecommender):
 
     @torch.no_grad()
     def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        rows = max(1, _BLOCK_BYTES // (8 * (self.num_items + 1)))
+        rows = rows_that_fit(8 * (self.num_items + 1), self.item_counts.device, "counted scores")
         last = last_state(batch.item_ids, batch.lengths)
         lists = [self._rank(last[i : i + rows], batch, slice(i, i + rows), k) for i in range(0, len(batch), rows)]
         if not lists:

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from lightrec.nn.dropout import keep_mask
 from lightrec.nn.sequence import valid_mask
-
-_TILE_BYTES = 2**19  # attention weights of the rows that are worked on together: they stay in cache
-_TILE_BYTES_A_THREAD = 2**21  # with several threads: waking them for every operation costs more than leaving the cache
+from lightrec.ops.blocks import rows_that_fit
 
 
 class MultiHeadAttention(nn.Module):
@@ -96,8 +94,7 @@ class _TiledDropoutAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, mask, dropout, is_causal):
         B, H, Q, d = query.shape
         L = key.shape[2]
-        threads = torch.get_num_threads()
-        tile = max(1, (_TILE_BYTES if threads == 1 else _TILE_BYTES_A_THREAD * threads) // (4 * H * Q * L))
+        tile = rows_that_fit(4 * H * Q * L, query.device, "attention weights")
         hidden = None
         if is_causal:
             hidden = torch.ones(Q, L, dtype=torch.bool).triu_(1)

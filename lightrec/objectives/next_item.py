@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lightrec.data.batch import Batch
 from lightrec.interfaces import ItemTable, Objective
 from lightrec.nn.sequence import last_state, real_positions
+from lightrec.ops.blocks import rows_that_fit
 from lightrec.ops.linear_cross_entropy import linear_cross_entropy
 
 Positions = Literal["all", "last"]
@@ -90,7 +91,7 @@ def catalog_cross_entropy(
     def block(h: Tensor, ids: Tensor) -> Tensor:
         return F.cross_entropy(items.score(h).float()[:, 1:], ids - 1, reduction="sum")
 
-    size = max(16, 2**24 // (items.num_items + 1))
+    size = rows_that_fit(4 * (items.num_items + 1), hidden.device, "scores", least=16)
     pairs = zip(hidden.split(size), target_ids.split(size), strict=True)
     return torch.stack([checkpoint(block, h, ids, use_reentrant=False) for h, ids in pairs]).sum()
 

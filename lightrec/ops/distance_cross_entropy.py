@@ -18,10 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightrec.ops.blocks import rows_that_fit
 from lightrec.ops.hyperbolic_selective_scan import checked_curvature
-from lightrec.ops.linear_cross_entropy import check_targets, rows_at_once
+from lightrec.ops.linear_cross_entropy import check_targets
 
-_BLOCK_BYTES = 6 * 2**20  # of logits, and as much of slopes
 _TILE = 1024  # columns; a tile of 128 rows is half a megabyte
 _TINY = 1e-30  # least kappa q: arcosh and its slope are exact to rounding there
 _FLAT = 1e-20  # least kappa: indistinguishable from zero in float32, and nothing is divided by zero
@@ -66,7 +66,7 @@ def distance_cross_entropy(
     if limit is not None and kappa.requires_grad:
         raise ValueError(f"with a limit ({limit}) kappa has no gradient here: it must not require one.")
     if block_rows is None:
-        block_rows = rows_at_once(len(items), rows.device, _BLOCK_BYTES, 32, 256)
+        block_rows = rows_that_fit(4 * len(items), rows.device, "distances", least=32, most=256)
     return _DistanceCrossEntropy.apply(rows, items, targets, kappa, log_temperature, power, limit, block_rows)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightrec.ops import registry
+from lightrec.ops.blocks import rows_that_fit
 
 OP = "linear_cross_entropy"
 _BLOCK_BYTES = 8 * 2**20  # two float32 blocks of this size stay in a core's share of the last-level cache
@@ -85,7 +86,7 @@ def linear_cross_entropy(
     if hidden.dtype == torch.float64:
         matmul_dtype = torch.float64
     if block_rows is None:
-        block_rows = rows_at_once(len(weight), hidden.device, _BLOCK_BYTES, 64, 1024)
+        block_rows = rows_that_fit(4 * len(weight), hidden.device, "logits", least=64, most=1024)
     forward = _torch_forward
     if not torch.compiler.is_compiling():
         spec = HeadSpec(hidden.shape[1], hidden.device.type, hidden.dtype, matmul_dtype)

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TILE_ELEMENTS = 2**18  # states a tile: 1 MiB in float32, about a core's second-level cache
+from lightrec.ops.blocks import rows_that_fit
 
 
 def _rows(A: Tensor, every: int) -> int:
-    return max(1, _TILE_ELEMENTS // (every * A.numel()))
+    return rows_that_fit(4 * every * A.numel(), A.device, "scan states")
 
 
 def _prepare(delta, delta_bias, softplus, dtype):

@@ -9,6 +9,7 @@ from lightrec.data.batch import Batch
 from lightrec.errors import InputError
 from lightrec.models import counting
 from lightrec.models.counting import Markov, Popularity
+from lightrec.ops.blocks import budget
 from lightrec.testing import toy_data, toy_log
 
 
@@ -82,12 +83,12 @@ def test_transitions_are_counted_alike_however_often_they_are_sorted_in(monkeypa
     assert torch.allclose(scores, expected[1:, 1:].gather(1, item_ids - 1), atol=1e-6)
 
 
-def test_blocks_of_rows_change_nothing(monkeypatch):
+def test_blocks_of_rows_change_nothing():
     model = fitted(Markov(6), ROWS)
     batch = asked([2], [1, 3], [4], [6])
     whole = model.recommend(batch, 4)
-    monkeypatch.setattr(counting, "_BLOCK_BYTES", 1)
-    assert all(torch.equal(a, b) for a, b in zip(whole, model.recommend(batch, 4), strict=True))
+    with budget("counted scores", 1):
+        assert all(torch.equal(a, b) for a, b in zip(whole, model.recommend(batch, 4), strict=True))
 
 
 @pytest.mark.parametrize("kind", [Popularity, Markov])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from lightrec.nn import attention
 from lightrec.nn.attention import MultiHeadAttention
 from lightrec.nn.dropout import keep_mask
+from lightrec.ops.blocks import budget
 
 
 @pytest.fixture(autouse=True)
@@ -53,15 +54,14 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("tile_bytes", [1, 2**20])
-def test_dropped_weights_give_the_written_out_formula_and_its_gradients(monkeypatch, causal, tile_bytes):
+def test_dropped_weights_give_the_written_out_formula_and_its_gradients(causal, tile_bytes):
     """The masks are drawn again from the same seed and put into the plain formula, which autograd differentiates."""
-    monkeypatch.setattr(attention, "_TILE_BYTES", tile_bytes)
-    monkeypatch.setattr(attention, "_TILE_BYTES_A_THREAD", 1 if tile_bytes == 1 else tile_bytes)
     p, lengths = 0.3, torch.tensor([7, 4, 1])
     mask = None if causal else (torch.arange(7) < lengths[:, None])[:, None, None, :]
     inputs = [torch.randn(3, 2, 7, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     torch.manual_seed(1)
-    out = attention._TiledDropoutAttention.apply(*inputs, mask, p, causal)
+    with budget("attention weights", tile_bytes):
+        out = attention._TiledDropoutAttention.apply(*inputs, mask, p, causal)
     probe = torch.randn_like(out)
     torch.manual_seed(1)
     tiles = [1, 1, 1] if tile_bytes == 1 else [3]

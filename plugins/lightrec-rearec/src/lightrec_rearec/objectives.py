@@ -29,11 +29,11 @@ from lightrec.objectives.next_item import (
     mean_over_targets,
     next_item_pairs,
 )
+from lightrec.ops.blocks import rows_that_fit
 from lightrec.ops.linear_cross_entropy import linear_cross_entropy
 from lightrec_rearec.reasoning import ReasoningEncoder
 
 Form = Literal["code", "paper"]
-_BLOCK_SCORES = 2**23  # scores that are held at a time
 
 
 class ERL(Objective):
@@ -210,7 +210,8 @@ def cross_entropy(
     def block(h: Tensor, ids: Tensor) -> Tensor:
         return F.cross_entropy(items.score(h).float()[:, 1:] / temperature, ids - 1, reduction="sum")
 
-    return _in_blocks(block, _BLOCK_SCORES // (items.num_items + 1), hidden, target_ids)
+    size = rows_that_fit(4 * (items.num_items + 1), hidden.device, "distributions", least=16)
+    return _in_blocks(block, size, hidden, target_ids)
 
 
 def divergence(
@@ -255,7 +256,8 @@ def divergence(
         # sum over i != j of KL(p_j || p_i) = p_j ((K log p_j) - sum of the other log p_i)
         return (p * ((num_states - 1) * log_p - others)).sum() / (num_states * (num_states - 1))
 
-    return _in_blocks(block, _BLOCK_SCORES // (num_states * (items.num_items + 1)), states)
+    size = rows_that_fit(4 * num_states * (items.num_items + 1), states.device, "distributions", least=16)
+    return _in_blocks(block, size, states)
 
 
 def contrast(noisy: Tensor, clean: Tensor, temperature: float = 1.0) -> Tensor:
@@ -274,7 +276,7 @@ def contrast(noisy: Tensor, clean: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def _in_blocks(block, size: int, *tensors: Tensor) -> Tensor:
-    parts = zip(*(t.split(max(16, size)) for t in tensors), strict=True)
+    parts = zip(*(t.split(size) for t in tensors), strict=True)
     return torch.stack([checkpoint(block, *part, use_reentrant=False) for part in parts]).sum()
 
 
