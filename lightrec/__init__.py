@@ -16,6 +16,7 @@ PLUGIN_API = 1  # raised when a change breaks plug-ins written for the number be
 
 _HOME = {
     "Batch": "lightrec.data.batch",
+    "Column": "lightrec.data.batch",
     "SequenceDataModule": "lightrec.data.datamodule",
     "SequenceEncoder": "lightrec.interfaces",
     "ItemTable": "lightrec.interfaces",

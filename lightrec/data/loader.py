@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from lightrec.data.batch import Batch
+from lightrec.data.batch import Batch, Column
 from lightrec.data.splits import Part
 from lightrec.errors import InputError
 
@@ -341,7 +341,9 @@ def training_batches(log: Log, windows: Windows, session_begins: np.ndarray | No
 
     def make(rows: np.ndarray) -> Batch:
         begin, end = windows.begin[rows], windows.end[rows]
-        columns = {} if session_begins is None else {"session_begins": torch.from_numpy(session_begins[rows])}
+        columns = {}
+        if session_begins is not None:
+            columns["session_begins"] = Column(torch.from_numpy(session_begins[rows]), per="row")
         return Batch(
             item_ids=gather(log.items, begin, end),
             lengths=torch.from_numpy(end - begin),

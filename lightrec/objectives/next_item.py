@@ -44,13 +44,7 @@ class NextItem(Objective):
 
 def next_item_pairs(batch: Batch) -> tuple[Batch, Tensor]:
     """Shifts a training batch by one: inputs, a Batch of windows without their last item; targets [B, L]."""
-    width = batch.item_ids.shape[1]
-
-    def without_last(t: Tensor) -> Tensor:
-        return t[:, :-1] if t.dim() > 1 and t.shape[1] == width else t
-
-    inputs = batch.map(without_last).replace(lengths=batch.lengths - 1)
-    return inputs, batch.item_ids[:, 1:]
+    return batch.without_last(), batch.item_ids[:, 1:]
 
 
 def next_item_rows(recommender, batch: Batch, positions: Positions = "all") -> tuple[Tensor, Tensor]:

@@ -108,7 +108,7 @@ class SessionParallel(Objective):
         if self._users is None:
             return state
         users = self._users.to(batch.user_ids.device)
-        same = (batch.user_ids[:, None] == users) & ~batch.columns["session_begins"][:, None]
+        same = (batch.user_ids[:, None] == users) & ~batch.columns["session_begins"].values[:, None]
         goes_on, place = same.max(1)
 
         def take(new: Tensor, old: Tensor) -> Tensor:

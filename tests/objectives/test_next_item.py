@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightrec.data.batch import Batch
+from lightrec.data.batch import Batch, Column
 from lightrec.models.bert4rec import BERT4Rec
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem, catalog_cross_entropy, mean_over_targets, next_item_pairs
@@ -15,7 +15,11 @@ def batch():
     items = torch.tensor([[1, 5, 3, 7], [4, 6, 0, 0], [2, 8, 9, 0]])
     times = items * 10
     return Batch(
-        items, torch.tensor([4, 2, 3]), torch.arange(3), timestamps=times, columns={"age": torch.tensor([20, 30, 40])}
+        items,
+        torch.tensor([4, 2, 3]),
+        torch.arange(3),
+        timestamps=times,
+        columns={"age": Column(torch.tensor([20, 30, 40]), "row")},
     )
 
 
@@ -31,7 +35,7 @@ def test_the_shift_asks_for_the_next_item_at_every_position(batch):
     assert inputs.lengths.tolist() == [3, 1, 2]
     assert targets.tolist() == [[5, 3, 7], [6, 0, 0], [8, 9, 0]]
     assert inputs.timestamps.tolist() == (inputs.item_ids * 10).tolist()
-    assert inputs.columns["age"].tolist() == [20, 30, 40]
+    assert inputs.columns["age"].values.tolist() == [20, 30, 40]
 
 
 def test_the_loss_is_the_cross_entropy_averaged_over_real_positions(model, batch):

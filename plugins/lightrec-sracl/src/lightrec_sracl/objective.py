@@ -472,15 +472,13 @@ def _encode(recommender, batch: Batch) -> Tensor:
     order = batch.lengths.argsort(descending=True)
     lengths = batch.lengths[order].tolist()
     padded, shortest = (_PADDED, _SHORTEST) if order.device.type == "cpu" else (_PADDED_ON_A_GPU, 0)
-    full, found, start = batch.item_ids.shape[1], [], 0
+    found, start = [], 0
     while start < len(lengths):
         width = max(1, lengths[start])
         stop = start + 1
         while stop < len(lengths) and lengths[stop] >= shortest * width and (stop - start) * width < padded:
             stop += 1
-        rows = order[start:stop]
-        part = batch.map(lambda t: t[rows, :width] if t.dim() > 1 and t.shape[1] == full else t[rows])  # noqa: B023
-        found.append(recommender.query(part))
+        found.append(recommender.query(batch.cut(width).rows(order[start:stop])))
         start = stop
     return torch.cat(found)[order.argsort()]
 
