@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
@@ -125,43 +124,3 @@ def _has_key(wandb) -> bool:
     if "prompt" in inspect.signature(wandb.login).parameters:
         return wandb.login(prompt=False, verify=False)
     return bool(wandb.api.api_key)  # of which a later wandb warns
-
-
-class ExampleTable(Callback):
-    """Writes a table of example users to the tracker: their last items beside what is recommended, by title.
-
-    Args:
-        num_users: rows of the table.
-        k: items recommended to each.
-        history: most recent items shown.
-    """
-
-    def __init__(self, num_users: int = 8, k: int = 10, history: int = 5):
-        self.num_users, self.k, self.history = num_users, k, history
-
-    @rank_zero_only
-    def on_fit_end(self, trainer, pl_module) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if not loggers or trainer.datamodule is None:
-            return
-        rows = self.rows(trainer.datamodule, pl_module)
-        for logger in loggers:
-            logger.log_table("examples", columns=["user", "history", "target", "recommended"], data=rows)
-
-    def rows(self, datamodule, model) -> list[list[str]]:
-        """Returns [user, last items, target, recommended items] for the first users of the validation part."""
-        batch = next(iter(datamodule.val_dataloader()))
-        count = min(self.num_users, len(batch))
-        batch = batch.map(lambda t: t[:count]).to(model.device)
-        training = model.training
-        model.eval()
-        item_ids, _ = model.recommend(batch, self.k)
-        model.train(training)
-        catalog, users = datamodule.catalog, datamodule.prepared.users
-        rows = []
-        for b in range(count):
-            recent = batch.item_ids[b, : batch.lengths[b]][-self.history :]
-            groups = recent, batch.target_ids[b], item_ids[b]
-            titles = ["; ".join(catalog.title(int(i)) for i in group if i) for group in groups]
-            rows.append([str(users[int(batch.user_ids[b])]), *titles])
-        return rows

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightrec.cli.prediction import check_output
+from lightrec.callbacks.predictions import output_file
 from lightrec.data.protocol import protocol_line
 from lightrec.data.sources import file_hash
 from lightrec.files import written_whole
@@ -150,7 +150,7 @@ def _write_per_user(cli: LightrecCLI) -> None:
     frame = pl.DataFrame(columns).with_columns(
         rank=pl.when(pl.col("rank") <= max_k).then(pl.col("rank").cast(pl.Int64))
     )
-    target = check_output(cli.config[cli.command].evaluation.per_user, "--evaluation.per_user")
+    target = output_file(cli.config[cli.command].evaluation.per_user, "--evaluation.per_user")
     frame.write_parquet(target)
     print(f"rank and metrics of each of {len(frame):,} users (rank is null beyond {max_k}): {target}")
 

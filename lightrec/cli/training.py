@@ -28,16 +28,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lightrec
 from lightrec import extensions
+from lightrec.callbacks import EpochLines, ExampleTable, Interruptible, PredictionWriter
 from lightrec.checkpoint import allowed_class, build_model, check_vocabulary, read_checkpoint
 from lightrec.cli import arguments, parser_errors, prediction, report
 from lightrec.cli.log_filter import quiet
-from lightrec.cli.progress import EpochLines, Interruptible
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
 from lightrec.metrics.ranking import RankingMetrics
 from lightrec.ops.registry import check_choice, use_kernel
 from lightrec.recommender import SequenceRecommender
-from lightrec.tracking import ExampleTable, Tracking, end_run, make_logger
+from lightrec.tracking import Tracking, end_run, make_logger
 
 TRAINER_DEFAULTS = {
     "max_epochs": 200,
@@ -341,7 +341,7 @@ class LightrecCLI(LightningCLI):
             trainer_config["logger"] = trainer_config["logger"] or False
             trainer_config["enable_checkpointing"] = False
             if self.command == "predict":
-                callbacks.append(prediction.PredictionWriter(config.output, config.k))
+                callbacks.append(PredictionWriter(config.output, config.k))
         if trainer_config["enable_progress_bar"] is None:  # in a file it would be noise; the line an epoch stays
             trainer_config["enable_progress_bar"] = sys.stdout.isatty()
         if trainer_config["enable_progress_bar"] and not any(isinstance(c, ProgressBar) for c in callbacks):

@@ -1,11 +1,8 @@
-"""What a training tells while it runs, and how it is interrupted without loss."""
+"""One line per epoch, and the metrics of the best one."""
 
 from __future__ import annotations
 
 import math
-import signal
-import sys
-import threading
 import time
 from typing import Any
 
@@ -20,7 +17,14 @@ class EpochLines(Callback):
     """Prints a line after each epoch and remembers the metrics of the best one.
 
     Args:
-        monitor: the metric that decides, larger is better.
+        monitor: the metric that decides; larger is better.
+
+    Attributes:
+        best: every validation metric of the best epoch, by name; empty before the first validation.
+        best_epoch: the number of the best epoch, counted from 0; -1 before the first validation.
+
+    Raises:
+        InputError: after the first validation, if it did not measure `monitor`.
     """
 
     def __init__(self, monitor: str = "val/ndcg@10"):
@@ -38,7 +42,7 @@ class EpochLines(Callback):
         values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
         if self.monitor not in values:
             raise InputError(
-                f"--monitor {self.monitor!r} is not measured{suggestion(self.monitor, list(values)) or ';'} "
+                f"monitor {self.monitor!r} is not measured{suggestion(self.monitor, list(values)) or ';'} "
                 f"measured: {', '.join(values)}."
             )
         if values[self.monitor] > self.best.get(self.monitor, -math.inf):
@@ -62,47 +66,3 @@ class EpochLines(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_epoch = dict(state_dict["best"]), int(state_dict["best_epoch"])
-
-
-class Interruptible(Callback):
-    """Lets Ctrl-C (or SIGTERM) end a training between two batches, with a checkpoint of exactly that point.
-
-    A second one ends it at once; `last.ckpt` is then that of the last epoch. Over several processes it is always the
-    last epoch: they could not agree on a batch without asking each other at every one.
-
-    Args:
-        path: the checkpoint to write.
-    """
-
-    def __init__(self, path: str):
-        self.path = path
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
-            return
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        print("\nstopping after this batch; once more to stop at once", file=sys.stderr, flush=True)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # After an epoch's last batch the validation comes first: its end is a cleaner place, and saved anyway.
-        if self.received is not None and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.path, weights_only=False)
-            raise KeyboardInterrupt
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
