@@ -114,9 +114,7 @@ MODELS = {
     "SRACL, collaborative": SRACL + "--model.objective.text collaborative",
     "UniRec": "--model UniRec " + SMALL + TIMES,
     "IDNP": "--model IDNP " + NARROW + TIMES,
-    "IDNP, one path": "--model IDNP --model.latent false --model.objective NeuralProcess --model.objective.distance kl "
-    + NARROW
-    + TIMES,
+    "IDNP, one path": "--model IDNP --model.latent false --model.objective.distance kl " + NARROW + TIMES,
     "SampledSoftmax, position": SAMPLED + "--model.objective.shared position --model.objective.exclude window",
     "SampledSoftmax, row": SAMPLED + "--model.objective.shared row --model.objective.exclude window",
     "SampledSoftmax, batch": SAMPLED + "--model.objective.shared batch --model.objective.exclude target",

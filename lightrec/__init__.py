@@ -12,19 +12,25 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-PLUGIN_API = 1  # raised when a change breaks plug-ins written for the number before
+PLUGIN_API = 2  # raised when a change breaks plug-ins written for the number before
 
 _HOME = {
     "Batch": "lightrec.data.batch",
     "Column": "lightrec.data.batch",
+    "Corpus": "lightrec.data.corpus",
     "SequenceDataModule": "lightrec.data.datamodule",
+    "History": "lightrec.interfaces",
     "SequenceEncoder": "lightrec.interfaces",
     "ItemTable": "lightrec.interfaces",
     "Objective": "lightrec.interfaces",
+    "Term": "lightrec.interfaces",
+    "Search": "lightrec.interfaces",
     "SequenceRecommender": "lightrec.recommender",
     "EncoderRecommender": "lightrec.recommender",
+    "Optimizer": "lightrec.recommender",
+    "Evaluation": "lightrec.recommender",
     "RankingMetrics": "lightrec.metrics.ranking",
-    "load_recommender": "lightrec.checkpoint",
+    "load_recommender": "lightrec.serving.loaded",
     "InputError": "lightrec.errors",
 }
 __all__ = [*_HOME, "PLUGIN_API", "__version__"]

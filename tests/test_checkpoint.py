@@ -9,12 +9,13 @@ import lightning as L
 import pytest
 import torch
 
-from lightrec.checkpoint import build, check_vocabulary, load_recommender, read_checkpoint
+from lightrec.checkpoint import build, check_vocabulary, read_checkpoint
+from lightrec.configurable import Configurable, describe
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
-from lightrec.interfaces import Configurable, describe
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.sampled import SampledSoftmax
+from lightrec.serving.loaded import load_recommender
 from lightrec.testing import toy_data
 
 

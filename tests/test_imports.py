@@ -12,8 +12,8 @@ import lightrec
 
 ROOT = Path(lightrec.__file__).parent
 ALL_BUT_CLI = (
-    "errors files data metrics ops extensions interfaces nn objectives recommender models checkpoint streaming "
-    "callbacks tracking testing"
+    "errors files configurable part data metrics ops extensions interfaces items search nn objectives recommender "
+    "models checkpoint serving streaming callbacks tracking testing"
 ).split()
 
 # The table of docs/architecture.md. A dotted name allows that module only; "lightrec" is the version and public names.
@@ -22,19 +22,44 @@ MAY_IMPORT = {
     "__main__": ["cli"],
     "errors": [],
     "files": [],
-    "data": ["errors", "files", "extensions"],
+    "configurable": ["errors"],
+    "extensions": ["errors", "lightrec"],
+    "data": ["errors", "files", "configurable", "extensions"],
     "metrics": ["errors"],
     "ops": ["extensions", "errors"],
-    "extensions": ["errors", "lightrec"],
-    "interfaces": ["data.batch", "errors"],
+    "part": ["configurable", "data.corpus"],
+    "interfaces": ["part", "data.batch", "ops"],
     "nn": ["ops", "interfaces"],
-    "objectives": ["interfaces", "ops", "nn", "data.batch"],
-    "recommender": ["interfaces", "metrics", "data.batch", "nn.sequence", "checkpoint"],
-    "models": ["interfaces", "nn", "objectives", "recommender", "ops", "data.batch", "errors"],
-    "checkpoint": [*ALL_BUT_CLI, "lightrec"],
-    "streaming": ["recommender", "interfaces", "checkpoint", "extensions", "data", "errors", "files"],
-    "callbacks": ["recommender", "data", "errors", "files", "extensions"],
-    "tracking": ["errors"],
+    "items": ["interfaces", "nn", "ops", "configurable"],
+    "search": ["interfaces", "ops.blocks", "errors"],
+    "objectives": ["interfaces", "part", "configurable", "ops", "nn", "data.batch", "data.corpus"],
+    "recommender": [
+        "interfaces",
+        "part",
+        "configurable",
+        "search",
+        "metrics",
+        "data.batch",
+        "data.corpus",
+        "lightrec",
+    ],  # fmt: skip
+    "models": [
+        "interfaces",
+        "items",
+        "nn",
+        "objectives",
+        "recommender",
+        "search",
+        "ops",
+        "configurable",
+        "data.batch",
+        "errors",
+    ],  # fmt: skip
+    "checkpoint": ["recommender", "configurable", "extensions", "data", "errors", "lightrec"],
+    "serving": ["checkpoint", "recommender", "data", "errors"],
+    "streaming": ["recommender", "interfaces", "serving", "configurable", "extensions", "data", "errors", "files"],
+    "callbacks": ["recommender", "data", "errors", "files"],
+    "tracking": ["recommender", "data", "errors"],
     "testing": [*ALL_BUT_CLI, "lightrec"],
     "cli": [*ALL_BUT_CLI, "cli", "lightrec"],
 }

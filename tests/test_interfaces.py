@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor, nn
 
 from lightrec import interfaces
 from lightrec.checkpoint import build
+from lightrec.configurable import Configurable, describe
 from lightrec.errors import InputError
-from lightrec.interfaces import Configurable, ItemTable, SequenceEncoder, describe
-from lightrec.nn.item_embedding import ItemEmbedding
+from lightrec.interfaces import ItemTable, SequenceEncoder
 
 
 class Part(Configurable):

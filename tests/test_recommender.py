@@ -6,12 +6,12 @@ import math
 import lightning as L
 import pytest
 import torch
+from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor
 
 from lightrec.data.batch import Batch
 from lightrec.metrics.ranking import RankingMetrics
 from lightrec.models.sasrec import SASRec
-from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
 from lightrec.testing import toy_data, toy_log

@@ -11,8 +11,8 @@ import lightning as L
 import polars as pl
 import pytest
 import torch
+from lightrec.nn.item_embedding import ItemEmbedding
 
-from lightrec.checkpoint import LoadedRecommender, load_recommender
 from lightrec.data.batch import Batch
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
@@ -20,9 +20,9 @@ from lightrec.interfaces import ItemTable, SequenceEncoder
 from lightrec.models.counting import Markov
 from lightrec.models.gru4rec import GRU4Rec
 from lightrec.models.sasrec import SASRec
-from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import EncoderRecommender
+from lightrec.serving.loaded import LoadedRecommender, load_recommender
 from lightrec.streaming import StreamingRecommender
 from lightrec.testing import toy_data
 

@@ -11,11 +11,11 @@ import polars as pl
 import pyarrow as pa
 
 from lightrec.callbacks.predictions import output_file, write_lists
-from lightrec.checkpoint import load_recommender
 from lightrec.cli.options import Options
 from lightrec.data.catalog import Catalog
 from lightrec.data.readers import Columns, read_log
 from lightrec.errors import InputError
+from lightrec.serving.loaded import load_recommender
 
 _NAMES_SHOWN = 5
 

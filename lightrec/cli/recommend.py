@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from lightrec import extensions
-from lightrec.checkpoint import LoadedRecommender, load_recommender
 from lightrec.cli.log_filter import quiet
 from lightrec.cli.options import Options
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
+from lightrec.serving.loaded import LoadedRecommender, load_recommender
 
 _MATCHES_SHOWN = 8
 _HISTORY_SHOWN = 10

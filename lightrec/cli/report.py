@@ -69,7 +69,7 @@ def after_fit(cli: LightrecCLI) -> str:
 
 def write_results(cli: LightrecCLI) -> None:
     """Prints the metrics with their protocol and writes them beside the checkpoint; every process takes part."""
-    metrics = cli.model.metrics
+    metrics = cli.model.evaluation.metrics
     values = {name: float(value) for name, value in metrics.compute().items()}
     if cli.config[cli.command].evaluation.per_user:
         _write_per_user(cli)
@@ -135,7 +135,7 @@ def _table(values: dict[str, float]) -> list[str]:
 
 def _write_per_user(cli: LightrecCLI) -> None:
     """Writes the rank and the metrics of each user, from all processes: what `lightrec.metrics.significance` reads."""
-    values = {name: column.cpu() for name, column in cli.model.metrics.per_user_values().items()}
+    values = {name: column.cpu() for name, column in cli.model.evaluation.metrics.per_user_values().items()}
     if cli.trainer.world_size > 1:
         everybody: list[Any] = [None] * cli.trainer.world_size
         torch.distributed.all_gather_object(everybody, values)
@@ -144,7 +144,7 @@ def _write_per_user(cli: LightrecCLI) -> None:
         return
     order = values["user_id"].argsort(stable=True)
     columns = {name: column[order].numpy() for name, column in values.items()}
-    max_k = cli.model.metrics.max_k
+    max_k = cli.model.evaluation.metrics.max_k
     columns["user_id"] = cli.datamodule.prepared.users.gather(columns["user_id"])
     # Beyond the list a rank is not known: null, which every measure up to max_k counts as a miss.
     frame = pl.DataFrame(columns).with_columns(

@@ -34,9 +34,8 @@ from lightrec.cli import arguments, parser_errors, prediction, report
 from lightrec.cli.log_filter import quiet
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
-from lightrec.metrics.ranking import RankingMetrics
 from lightrec.ops.registry import check_choice, use_kernel
-from lightrec.recommender import SequenceRecommender
+from lightrec.recommender import RankingEvaluation, SequenceRecommender
 from lightrec.tracking import Tracking, end_run, make_logger
 
 TRAINER_DEFAULTS = {
@@ -320,7 +319,7 @@ class LightrecCLI(LightningCLI):
             check_vocabulary(self.about.content, self.datamodule.catalog, self.about.path)
         if self.command != "predict":
             options = config.evaluation
-            self.model.metrics = RankingMetrics(
+            self.model.evaluation = RankingEvaluation(
                 ks=options.ks,
                 cohorts=options.cohorts,
                 beyond=options.beyond,

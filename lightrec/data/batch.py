@@ -79,6 +79,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def position_columns(self) -> dict[str, Tensor]:
+        """Returns the columns that have a value per position, [B, L, ...], by name."""
+        return {name: column.values for name, column in self.columns.items() if column.per == "position"}
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """Returns a batch with `fn` applied to every tensor."""
         return self._map_axes(fn, fn)

@@ -54,6 +54,8 @@ class Corpus:
     """Name of the rows that are trained on: `last`, `all`, `prefixes`, `sessions` or those of a plug-in."""
     seed: int
     """Seed of the order of training and of what is drawn."""
+    candidates: str = "full"
+    """What targets are ranked among: `full`, or the name of a sampled protocol."""
     cache: Path | None = None
     """Folder for what is costly to make from these data. None where nothing may be kept."""
     name: str = "log"

@@ -214,6 +214,7 @@ class SequenceDataModule(L.LightningDataModule):
             train=TrainingLog(prepared.items, prepared.times, train.begin, train.end),
             train_windows=self.train_windows,
             seed=self.seed,
+            candidates=self.candidates,
             cache=cache_folder(self._init_args["cache_dir"]),
             name=prepared.meta["source"],
             data_sha256=prepared.meta["data_sha256"],

@@ -23,15 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightrec.configurable import AtLeast
 from lightrec.data.batch import Batch
-from lightrec.interfaces import LinearHead, Objective, SequenceEncoder
+from lightrec.interfaces import LinearHead, Objective
+from lightrec.items.embedding import HeadDtype, ItemEmbedding
 from lightrec.nn.attention import MultiHeadAttention
-from lightrec.nn.dropout import Dropout
+from lightrec.nn.blocks import AttentionEncoder, PostNorm
 from lightrec.nn.feed_forward import Activation, FeedForward
-from lightrec.nn.item_embedding import ItemEmbedding
-from lightrec.nn.sequence import last_state, positions_from_end
+from lightrec.nn.positions import LearnedPositions
 from lightrec.objectives.masked_item import Cloze
-from lightrec.recommender import Decay, EncoderRecommender
+from lightrec.recommender import AdamW, EncoderRecommender, Optimizer
 
 
 class BERT4RecItems(ItemEmbedding):
@@ -43,10 +44,19 @@ class BERT4RecItems(ItemEmbedding):
         transform: apply the map, GELU and norm before the product.
         bias: learn one output bias per item.
         std: standard deviation of the normal initialisation.
+        head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
     """
 
-    def __init__(self, num_items: int, hidden_size: int, transform: bool = True, bias: bool = True, std: float = 0.02):
-        super().__init__(num_items, hidden_size, bias=bias, num_special=1, std=std)
+    def __init__(
+        self,
+        num_items: int,
+        hidden_size: int,
+        transform: bool = True,
+        bias: bool = True,
+        std: float = 0.02,
+        head_dtype: HeadDtype | None = None,
+    ):
+        super().__init__(num_items, hidden_size, bias=bias, num_special=1, std=std, head_dtype=head_dtype)
         self.transform = (
             nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.LayerNorm(hidden_size))
             if transform
@@ -60,32 +70,7 @@ class BERT4RecItems(ItemEmbedding):
         return super().linear_head(self.transform(hidden))
 
 
-class BERT4RecBlock(nn.Module):
-    """LN(x + f(x)), for attention and then for the feed-forward network."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        inner_size: int,
-        dropout: float,
-        attention_dropout: float,
-        activation: Activation,
-        causal: bool,
-    ):
-        super().__init__()
-        self.attention = MultiHeadAttention(hidden_size, num_heads, attention_dropout, causal)
-        self.attention_norm = nn.LayerNorm(hidden_size)
-        self.feed_forward = FeedForward(hidden_size, inner_size, activation=activation)
-        self.feed_forward_norm = nn.LayerNorm(hidden_size)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, lengths)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-
-
-class BERT4RecEncoder(SequenceEncoder):
+class BERT4RecEncoder(AttentionEncoder):
     """Post-norm self-attention that sees both sides, with learned positions.
 
     Args:
@@ -101,9 +86,11 @@ class BERT4RecEncoder(SequenceEncoder):
         std: standard deviation of the normal initialisation.
     """
 
+    limits = {"max_length": AtLeast(1), "num_layers": AtLeast(0)}
+
     def __init__(
         self,
-        max_length: int,
+        max_length: int = 201,
         hidden_size: int = 64,
         num_layers: int = 2,
         num_heads: int = 2,
@@ -114,32 +101,26 @@ class BERT4RecEncoder(SequenceEncoder):
         causal: bool = False,
         std: float = 0.02,
     ):
-        super().__init__()
-        self.hidden_size, self.max_length, self.causal = hidden_size, max_length, causal
-        self.positions = nn.Embedding(max_length, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            BERT4RecBlock(
-                hidden_size, num_heads, inner_size or 4 * hidden_size, dropout, attention_dropout, activation, causal
-            )
-            for _ in range(num_layers)
+        super().__init__(
+            LearnedPositions(max_length, hidden_size),
+            [
+                PostNorm(
+                    hidden_size,
+                    MultiHeadAttention(hidden_size, num_heads, attention_dropout, causal),
+                    FeedForward(hidden_size, inner_size or 4 * hidden_size, activation=activation),
+                    dropout,
+                )
+                for _ in range(num_layers)
+            ],
+            dropout,
+            input_norm=nn.LayerNorm(hidden_size),
         )
+        self.causal = causal
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=std)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-
-    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
-        if x.shape[1] > self.max_length:
-            raise ValueError(f"the batch has {x.shape[1]} items a row, more than max_length ({self.max_length}).")
-        return self.dropout(self.norm(x + self.positions(positions_from_end(lengths, x.shape[1]))))
-
-    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, lengths)
-        return x
 
 
 class BERT4Rec(EncoderRecommender):
@@ -149,65 +130,40 @@ class BERT4Rec(EncoderRecommender):
         num_items: size of the catalog.
         max_length: longest history that is read.
         hidden_size: D.
-        num_layers: blocks.
-        num_heads: attention heads; must divide hidden_size.
-        dropout: of the input and of both sub-layers.
-        attention_dropout: of the attention weights.
-        inner_size: width of the feed-forward network; None is four times hidden_size.
-        activation: of the feed-forward network.
         head_transform: score through LN(GELU(W h + b)), as the original code does.
         output_bias: learn one output bias per item, as the original does.
         std: standard deviation of the normal initialisation.
+        head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is Cloze with a fifth of the items hidden.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: decoupled weight decay on matrices.
-        warmup_steps: steps of linear warm-up.
-        decay: how the learning rate falls until the last step.
+        optimizer: how it is trained.
+        **network: of `BERT4RecEncoder`.
     """
+
+    network = BERT4RecEncoder
 
     def __init__(
         self,
         num_items: int,
         max_length: int = 200,
         hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 2,
-        dropout: float = 0.2,
-        attention_dropout: float = 0.0,
-        inner_size: int | None = None,
-        activation: Activation = "gelu",
         head_transform: bool = True,
         output_bias: bool = True,
         std: float = 0.02,
+        head_dtype: HeadDtype | None = None,
         objective: Objective | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 100,
-        decay: Decay = "constant",
+        optimizer: Optimizer = AdamW(warmup_steps=100),
+        **network,
     ):
         super().__init__(
-            items=BERT4RecItems(num_items, hidden_size, head_transform, output_bias, std),
-            encoder=BERT4RecEncoder(
-                max_length + 1,  # training windows hold one item more than a history; at inference that is the mask
-                hidden_size,
-                num_layers,
-                num_heads,
-                dropout,
-                attention_dropout,
-                inner_size,
-                activation,
-                std=std,
-            ),
+            items=BERT4RecItems(num_items, hidden_size, head_transform, output_bias, std, head_dtype),
+            # training windows hold one item more than a history; at inference that is the mask
+            encoder=BERT4RecEncoder(max_length=max_length + 1, hidden_size=hidden_size, std=std, **network),
             objective=objective or Cloze(),
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
+            optimizer=optimizer,
         )
 
     def query(self, batch: Batch) -> Tensor:
         """Returns [B, D], the state of a mask behind the last item."""
         item_ids = F.pad(batch.item_ids, (0, 1))
         item_ids[torch.arange(len(batch), device=item_ids.device), batch.lengths] = self.items.num_items + 1
-        asked = batch.replace(item_ids=item_ids, lengths=batch.lengths + 1)
-        return last_state(self.encode(asked), asked.lengths)
+        return super().query(batch.replace(item_ids=item_ids, lengths=batch.lengths + 1))

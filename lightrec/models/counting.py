@@ -1,4 +1,4 @@
-"""Popularity and Markov: the two floors that every table needs. They count; nothing is learned.
+"""Popularity and Markov: the two baselines that every table needs. They count; nothing is learned.
 
 Popularity ranks items by how often they came next. The first-order Markov chain ranks them by how often they came right
 after the last item, and falls back on popularity where it has seen nothing. A model that does not clear both has not
@@ -13,17 +13,28 @@ V x V is ever held.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightrec.configurable import Above, AtLeast
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
+from lightrec.interfaces import Losses
 from lightrec.nn.sequence import last_state, real_positions
 from lightrec.ops.blocks import rows_that_fit
-from lightrec.recommender import SequenceRecommender
+from lightrec.recommender import Optimizer, SequenceRecommender
+from lightrec.search.exact import ranked
 
 _PENDING = 2**20  # transitions that are gathered before they are sorted into the rest
+
+
+class NoOptimizer(Optimizer):
+    """Changes nothing. Lightning counts the steps of an optimizer, and writes no checkpoint before the first."""
+
+    def configure(self, model: nn.Module, last_step: Callable[[], float]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
 
 
 class CountingRecommender(SequenceRecommender):
@@ -33,10 +44,10 @@ class CountingRecommender(SequenceRecommender):
         num_items: size of the catalog.
     """
 
+    limits = {"num_items": AtLeast(1)}
+
     def __init__(self, num_items: int):
-        super().__init__()
-        if num_items < 1:
-            raise ValueError(f"num_items ({num_items}) must be at least 1.")
+        super().__init__(NoOptimizer())
         self.num_items = num_items
         self.automatic_optimization = False
         self.register_buffer("item_counts", torch.zeros(num_items + 1, dtype=torch.long))
@@ -46,21 +57,18 @@ class CountingRecommender(SequenceRecommender):
         """Counts transitions: [T] items and [T] what came right after each."""
 
     @abstractmethod
-    def score(self, last_ids: Tensor) -> Tensor:
+    def scores_after(self, last_ids: Tensor) -> Tensor:
         """Returns [B, V] scores of the catalog after [B] last items, float64."""
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Losses:
         raise NotImplementedError(f"{type(self).__name__} counts; it has no loss.")
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if stage == "fit" and self.trainer.world_size > 1:
             raise InputError(
                 f"{type(self).__name__} counts in one process, got {self.trainer.world_size}: use --trainer.devices 1."
             )
-
-    def configure_optimizers(self):
-        # Lightning counts the steps of optimisers, and writes no checkpoint before the first: this one changes nothing.
-        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
 
     def on_train_epoch_start(self) -> None:
         self.item_counts.zero_()
@@ -84,19 +92,8 @@ class CountingRecommender(SequenceRecommender):
         return torch.cat(ids), torch.cat(scores)
 
     def _rank(self, last: Tensor, batch: Batch, rows: slice, k: int) -> tuple[Tensor, Tensor]:
-        scores = self.score(last)
-        scores[:, 0] = -torch.inf
-        if batch.seen_ids is not None:
-            scores.scatter_(1, batch.seen_ids[rows], -torch.inf)
-        ids = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-        if batch.candidate_ids is not None:
-            ids = batch.candidate_ids[rows]
-            scores = scores.gather(1, ids)
-        best, place = scores.topk(min(k, scores.shape[1]))
-        missing = k - best.shape[1]
-        best = torch.nn.functional.pad(best, (0, missing), value=-torch.inf)
-        ids = torch.nn.functional.pad(ids.gather(1, place), (0, missing))
-        return ids.masked_fill(best == -torch.inf, 0), best.float()
+        seen, candidates = (None if t is None else t[rows] for t in (batch.seen_ids, batch.candidate_ids))
+        return ranked(self.scores_after(last), k, seen, candidates)
 
 
 class Popularity(CountingRecommender):
@@ -110,9 +107,9 @@ class Popularity(CountingRecommender):
         super().__init__(num_items)
 
     def count(self, item_ids: Tensor, target_ids: Tensor) -> None:
-        """Nothing more than what every floor counts."""
+        """Nothing more than what every such model counts."""
 
-    def score(self, last_ids: Tensor) -> Tensor:
+    def scores_after(self, last_ids: Tensor) -> Tensor:
         return self.item_counts.double().repeat(len(last_ids), 1)
 
 
@@ -127,14 +124,14 @@ class Markov(CountingRecommender):
             follow.
     """
 
+    limits = {"smoothing": Above(0)}
+
     def __init__(self, num_items: int, smoothing: float = 1.0):
         super().__init__(num_items)
-        if not smoothing > 0:
-            raise ValueError(f"smoothing ({smoothing}) must be above 0.")
         self.smoothing = smoothing
         # Transition (a, b) is a * (num_items + 1) + b; sorted, each once.
         for name in ("transitions", "transition_counts", "pending"):
-            self.register_buffer(name, torch.zeros(0, dtype=torch.long))
+            self.register_fitted(name, torch.zeros(0, dtype=torch.long))
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -146,7 +143,7 @@ class Markov(CountingRecommender):
         if len(self.pending) > max(_PENDING, len(self.transitions) // 4):
             self._settle()
 
-    def score(self, last_ids: Tensor) -> Tensor:
+    def scores_after(self, last_ids: Tensor) -> Tensor:
         self._settle()
         size = self.num_items + 1
         popularity = self.item_counts.double() / self.item_counts.sum().clamp_min(1)
@@ -167,9 +164,3 @@ class Markov(CountingRecommender):
         counts = torch.cat([self.transition_counts, torch.ones_like(self.pending)])
         self.transition_counts = torch.zeros_like(keys).index_add_(0, where, counts)
         self.transitions, self.pending = keys, self.pending[:0]
-
-    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
-        for name in ("transitions", "transition_counts", "pending"):  # their size is a fact of the log
-            if prefix + name in state_dict:
-                setattr(self, name, getattr(self, name).new_zeros(state_dict[prefix + name].shape))
-        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -23,17 +23,18 @@ Differences, and why:
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightrec.interfaces import Objective, SequenceEncoder
+from lightrec.configurable import AtLeast
+from lightrec.interfaces import Objective
+from lightrec.items.embedding import HeadDtype, ItemEmbedding
 from lightrec.nn.attention import MultiHeadAttention
+from lightrec.nn.blocks import AttentionEncoder, GatedPreNorm
 from lightrec.nn.dropout import Dropout
-from lightrec.nn.item_embedding import ItemEmbedding
-from lightrec.nn.sequence import positions_from_end
+from lightrec.nn.positions import LearnedPositions
 from lightrec.objectives.sampled import SampledSoftmax
-from lightrec.recommender import Decay, EncoderRecommender
+from lightrec.recommender import AdamW, EncoderRecommender, Optimizer
 
 
 class SwiGLU(nn.Module):
@@ -56,27 +57,7 @@ class SwiGLU(nn.Module):
         return self.down(self.dropout(F.silu(gate) * up))
 
 
-class LiGRBlock(nn.Module):
-    """x + sigmoid(gate(x)) * f(LN(x)), for attention and then for the feed-forward network."""
-
-    def __init__(self, hidden_size: int, num_heads: int, inner_size: int, dropout: float, attention_dropout: float):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_size)
-        self.attention = MultiHeadAttention(hidden_size, num_heads, attention_dropout)
-        self.attention_gate = nn.Linear(hidden_size, hidden_size)
-        self.feed_forward_norm = nn.LayerNorm(hidden_size)
-        self.feed_forward = SwiGLU(hidden_size, inner_size, dropout)
-        self.feed_forward_gate = nn.Linear(hidden_size, hidden_size)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        attended = self.dropout(self.attention(self.attention_norm(x), lengths))
-        x = x + torch.sigmoid(self.attention_gate(x)) * attended
-        fed = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return x + torch.sigmoid(self.feed_forward_gate(x)) * fed
-
-
-class LiGREncoder(SequenceEncoder):
+class LiGREncoder(AttentionEncoder):
     """Causal self-attention with gated residuals and learned positions.
 
     Args:
@@ -89,11 +70,11 @@ class LiGREncoder(SequenceEncoder):
         expand: width of the feed-forward network, in units of hidden_size.
     """
 
-    causal = True
+    limits = {"max_length": AtLeast(1), "num_layers": AtLeast(0), "expand": AtLeast(1)}
 
     def __init__(
         self,
-        max_length: int,
+        max_length: int = 200,
         hidden_size: int = 64,
         num_layers: int = 2,
         num_heads: int = 1,
@@ -101,13 +82,18 @@ class LiGREncoder(SequenceEncoder):
         attention_dropout: float = 0.0,
         expand: int = 4,
     ):
-        super().__init__()
-        self.hidden_size, self.max_length = hidden_size, max_length
-        self.positions = nn.Embedding(max_length, hidden_size)
-        self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            LiGRBlock(hidden_size, num_heads, expand * hidden_size, dropout, attention_dropout)
-            for _ in range(num_layers)
+        super().__init__(
+            LearnedPositions(max_length, hidden_size),
+            [
+                GatedPreNorm(
+                    hidden_size,
+                    MultiHeadAttention(hidden_size, num_heads, attention_dropout),
+                    SwiGLU(hidden_size, expand * hidden_size, dropout),
+                    dropout,
+                )
+                for _ in range(num_layers)
+            ],
+            dropout,
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -116,58 +102,33 @@ class LiGREncoder(SequenceEncoder):
                     nn.init.zeros_(module.bias)
         nn.init.xavier_normal_(self.positions.weight)
 
-    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
-        if x.shape[1] > self.max_length:
-            raise ValueError(f"the batch has {x.shape[1]} items a row, more than max_length ({self.max_length}).")
-        return self.dropout(x + self.positions(positions_from_end(lengths, x.shape[1])))
-
-    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, lengths)
-        return x
-
 
 class ESASRec(EncoderRecommender):
     """LiGR layers over the history, trained with sampled softmax.
 
     Args:
         num_items: size of the catalog.
-        max_length: longest history that is read.
         hidden_size: D.
-        num_layers: blocks.
-        num_heads: attention heads; must divide hidden_size.
-        dropout: of the input, of both sub-layers and inside the feed-forward network.
-        attention_dropout: of the attention weights.
-        expand: width of the feed-forward network, in units of hidden_size.
-        objective: what is trained; None is the softmax over the target and 256 uniform negatives a position.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: decoupled weight decay on matrices.
-        warmup_steps: steps of linear warm-up.
-        decay: how the learning rate falls until the last step.
+        head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
+        objective: what is trained; None is the softmax over the target and 256 uniform negatives per position.
+        optimizer: how it is trained.
+        **network: of `LiGREncoder`.
     """
+
+    network = LiGREncoder
 
     def __init__(
         self,
         num_items: int,
-        max_length: int = 200,
         hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 1,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
-        expand: int = 4,
+        head_dtype: HeadDtype | None = None,
         objective: Objective | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
+        optimizer: Optimizer = AdamW(),
+        **network,
     ):
         super().__init__(
-            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5),
-            encoder=LiGREncoder(max_length, hidden_size, num_layers, num_heads, dropout, attention_dropout, expand),
+            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5, head_dtype=head_dtype),
+            encoder=LiGREncoder(hidden_size=hidden_size, **network),
             objective=objective or SampledSoftmax(),
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
+            optimizer=optimizer,
         )

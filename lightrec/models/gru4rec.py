@@ -19,17 +19,16 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
-from lightrec.interfaces import Objective, SequenceEncoder
+from lightrec.configurable import AtLeast
+from lightrec.interfaces import History, Objective, SequenceEncoder
+from lightrec.items.embedding import HeadDtype, ItemEmbedding
 from lightrec.nn.dropout import Dropout
-from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
-from lightrec.objectives.session_parallel import SessionLoss, SessionParallel
-from lightrec.recommender import Decay, EncoderRecommender
+from lightrec.objectives.session_parallel import SessionParallel
+from lightrec.recommender import Adagrad, AdamW, EncoderRecommender, Optimizer
 
 
 class GRU4RecEncoder(SequenceEncoder):
@@ -44,6 +43,7 @@ class GRU4RecEncoder(SequenceEncoder):
     """
 
     causal = True
+    limits = {"num_layers": AtLeast(1)}
 
     def __init__(
         self,
@@ -67,22 +67,23 @@ class GRU4RecEncoder(SequenceEncoder):
             nn.init.zeros_(layer.bias_ih_l0)
             nn.init.zeros_(layer.bias_hh_l0)
 
-    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.input_dropout(x)
+    def enter(self, history: History) -> History:
+        return history._replace(x=self.input_dropout(history.x))
 
-    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def mix(self, history: History) -> Tensor:
+        x = history.x
         for layer in self.layers:
             x, _ = layer(x)
             x = self.dropout(x)
         return self.output(x)
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> list[Tensor]:
-        """Returns the state before the first event: one [B, inner_size] a layer."""
+        """Returns the state before the first event: one [B, inner_size] per layer."""
         like = self.layers[0].weight_hh_l0
         return [like.new_zeros(batch_size, self.inner_size, device=device) for _ in self.layers]
 
     def step(self, x_t: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Advances by one prepared vector [B, D]; returns hidden [B, D] and the new state."""
+        """Advances by one entered vector [B, D]; returns hidden [B, D] and the new state."""
         x, following = x_t.unsqueeze(1), []
         for layer, before in zip(self.layers, state, strict=True):
             x, after = layer(x, before[None])
@@ -97,37 +98,28 @@ class GRU4Rec(EncoderRecommender):
     Args:
         num_items: size of the catalog.
         hidden_size: D.
-        num_layers: recurrent layers.
-        inner_size: width of the recurrent state; None is hidden_size.
-        dropout: of the input, between layers and of the output.
+        head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the full softmax at every position.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: decoupled weight decay on matrices.
-        warmup_steps: steps of linear warm-up.
-        decay: how the learning rate falls until the last step.
+        optimizer: how it is trained.
+        **network: of `GRU4RecEncoder`.
     """
+
+    network = GRU4RecEncoder
 
     def __init__(
         self,
         num_items: int,
         hidden_size: int = 64,
-        num_layers: int = 1,
-        inner_size: int | None = None,
-        dropout: float = 0.2,
+        head_dtype: HeadDtype | None = None,
         objective: Objective | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
+        optimizer: Optimizer = AdamW(),
+        **network,
     ):
         super().__init__(
-            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5),
-            encoder=GRU4RecEncoder(hidden_size, num_layers, inner_size, dropout),
+            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5, head_dtype=head_dtype),
+            encoder=GRU4RecEncoder(hidden_size=hidden_size, **network),
             objective=objective or NextItem(),
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
+            optimizer=optimizer,
         )
 
 
@@ -141,15 +133,14 @@ class GRU4RecSession(EncoderRecommender):
         constrained: score with the input table, which was best everywhere; False learns one for each.
         embedding_dropout: of the input.
         hidden_dropout: between layers and of the output.
-        loss: `cross-entropy` or `bpr-max`.
         num_negatives: samples besides the targets of the batch, shared by it.
         alpha: samples are drawn with probability count ** alpha.
         log_q: cross-entropy: strength of the correction for popularity.
-        bpreg: bpr-max: weight of the squared scores of negatives.
-        elu: bpr-max: pass scores through ELU with this parameter; 0 leaves them as they are.
-        learning_rate: of Adagrad.
-        momentum: of Adagrad's updates.
+        optimizer: how it is trained.
+        **loss_options: of `SessionParallel`.
     """
+
+    network = SessionParallel
 
     def __init__(
         self,
@@ -159,66 +150,15 @@ class GRU4RecSession(EncoderRecommender):
         constrained: bool = True,
         embedding_dropout: float = 0.1,
         hidden_dropout: float = 0.0,
-        loss: SessionLoss = "cross-entropy",
         num_negatives: int = 2048,
         alpha: float = 0.75,
         log_q: float = 1.0,
-        bpreg: float = 1.0,
-        elu: float = 0.0,
-        learning_rate: float = 0.1,
-        momentum: float = 0.0,
+        optimizer: Optimizer = Adagrad(),
+        **loss_options,
     ):
         super().__init__(
             items=ItemEmbedding(num_items, hidden_size, tied=constrained, bias=True),
             encoder=GRU4RecEncoder(hidden_size, num_layers, None, hidden_dropout, embedding_dropout),
-            objective=SessionParallel(loss, num_negatives, alpha, log_q, bpreg, elu),
-            learning_rate=learning_rate,
+            objective=SessionParallel(num_negatives=num_negatives, alpha=alpha, log_q=log_q, **loss_options),
+            optimizer=optimizer,
         )
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum ({momentum}) must be at least 0 and below 1.")
-        self.momentum = momentum
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return AdagradMomentum(self.parameters(), self.learning_rate, self.momentum)
-
-
-class AdagradMomentum(torch.optim.Optimizer):
-    """Adagrad whose updates have momentum; rows of matrices without gradient stand still, as in sparse updates.
-
-    Args:
-        params: what is trained.
-        lr: learning rate.
-        momentum: share of the last update that is made again.
-        eps: added to the sum of squares, under the root.
-    """
-
-    def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.1, momentum: float = 0.0, eps: float = 1e-6):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group["lr"], group["momentum"], group["eps"])
-        return loss
-
-    def _update(self, p: Tensor, lr: float, momentum: float, eps: float) -> None:
-        kept = self.state[p]
-        if not kept:
-            kept["squares"] = torch.zeros_like(p)
-            if momentum:
-                kept["update"] = torch.zeros_like(p)
-        # a step touches the candidates only, and a catalog has many more
-        rows = p.grad.abs().amax(1).nonzero().squeeze(1) if p.dim() > 1 else slice(None)
-        grad = p.grad[rows]
-        kept["squares"][rows] += grad.square()
-        update = grad * (-lr) / (kept["squares"][rows] + eps).sqrt()
-        if momentum:
-            update += momentum * kept["update"][rows]
-            kept["update"][rows] = update
-        p[rows] += update

@@ -8,10 +8,11 @@ docs/models/hmamba.md; here they have names of their own:
   that of Mamba4Rec but for the decay factor of the scan; its output is a tangent vector again, and the score is the
   negative distance of the two points. Curvature and temperature are learned. Norms are capped smoothly where the
   released code clips.
-* `HMambaFull`: `released` is the published code without its faults that change nothing but time and safety (a sign
-  flipped in place, activations written to disk at each step); `algorithm1` is the paper's listing, with K(kappa).
-* `HMambaHalf`: `released` is the published code, hyperbolic at its input only and scored by an inner product;
-  `algorithm1` is the listing, which is Mamba4Rec to the letter.
+* `HMambaFull`: fidelity `released` is the published code. Two of its faults, which change nothing but time and safety,
+  are left out: a sign flipped in place, and activations written to disk at each step. Fidelity `paper` is the paper's
+  listing, with K(kappa).
+* `HMambaHalf`: fidelity `released` is the published code, hyperbolic at its input only and scored by an inner product.
+  Fidelity `paper` is the listing, which is Mamba4Rec to the letter.
 
 As for Mamba4Rec, training asks at every position of a window instead of once for each prefix, and padding is no class.
 """
@@ -23,21 +24,24 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightrec.configurable import AtLeast
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
-from lightrec.interfaces import LinearHead, Objective, SequenceEncoder
+from lightrec.interfaces import History, LinearHead, Losses, Objective, Term
+from lightrec.items.embedding import HeadDtype, ItemEmbedding
+from lightrec.items.hyperbolic import HyperbolicItems
 from lightrec.nn.dropout import Dropout
-from lightrec.nn.hyperbolic import CAP, Curvature, HyperbolicItems, lift
-from lightrec.nn.item_embedding import ItemEmbedding
+from lightrec.nn.hyperbolic import CAP, Curvature, lift
 from lightrec.nn.mamba import MambaInit, MambaLayer, MambaMixer
-from lightrec.objectives.next_item import NextItem, next_item_pairs
+from lightrec.nn.mamba_stack import MambaStack
+from lightrec.objectives.next_item import NextItem, NextItemStates, next_item_pairs
 from lightrec.objectives.weighted import Weighted
 from lightrec.ops.hyperbolic_selective_scan import exp0, hyperbolic_selective_scan
-from lightrec.recommender import Decay, EncoderRecommender
+from lightrec.recommender import AdamW, EncoderRecommender, Optimizer
 
 Factor = Literal["flat-limit", "paper", "none"]
-Inputs = Literal["tangent", "points", "released"]
-Compat = Literal["released", "algorithm1"]
+Inputs = Literal["tangent", "points", "normed-points"]
+Fidelity = Literal["released", "paper"]
 
 _WATCHED_ROWS, _WATCHED_STEPS = 16, 50
 
@@ -88,30 +92,30 @@ class HyperbolicMixer(MambaMixer):
         )
 
 
-class HMambaEncoder(SequenceEncoder):
+class HMambaEncoder(MambaStack):
     """Mamba layers over tangent vectors or points, which go on event by event with a state of fixed size.
 
     Args:
         hidden_size: D.
         num_layers: layers; a single one has no residual around its mixer.
-        state_size: numbers of state a channel.
+        state_size: numbers of state per channel.
         conv_size: events that the convolution before the scan sees.
         expand: inner channels as a multiple of hidden_size.
         dropout: of the input, of the mixer's output and, twice, of the feed-forward network.
-        init: `mamba`, long memory at first; `released`, the short one of Mamba4Rec's published code.
+        init: `mamba`, long memory at first; `normal`, the short one of Mamba4Rec's published code.
         factor: how curvature enters the scan: `flat-limit`, rate 0 times sqrt(1 + kappa); `paper`, times
             1 / sqrt(kappa); `none`, not at all.
         kappa: minus the sectional curvature, at first.
         learn_kappa: train it.
         inputs: what the first layer reads: `tangent`, dropout and norm of the vectors; `points`, dropout of the
-            vectors and then the 1 + D coordinates of their points; `released`, dropout and norm of those coordinates,
-            which are no point then.
+            vectors and then the 1 + D coordinates of their points; `normed-points`, dropout and norm of those
+            coordinates, as the released code has it; they are not a point then.
 
     Raises:
-        ValueError: an unknown option, or several layers over coordinates.
+        ValueError: several layers over coordinates.
     """
 
-    causal = True
+    limits = {"num_layers": AtLeast(1)}
 
     def __init__(
         self,
@@ -127,33 +131,29 @@ class HMambaEncoder(SequenceEncoder):
         learn_kappa: bool = True,
         inputs: Inputs = "tangent",
     ):
-        super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers ({num_layers}) must be at least 1.")
-        if factor not in Factor.__args__:
-            raise ValueError(f"factor {factor!r} is unknown; choose {', '.join(Factor.__args__)}.")
-        if inputs not in Inputs.__args__:
-            raise ValueError(f"inputs {inputs!r} is unknown; choose {', '.join(Inputs.__args__)}.")
         if inputs != "tangent" and num_layers > 1:
             raise ValueError(f"inputs={inputs!r} are 1 + D wide and have one layer, got num_layers ({num_layers}).")
-        self.hidden_size, self.inputs = hidden_size, inputs
         used = factor != "none" or inputs == "points"
-        self.curvature = Curvature(kappa, learn_kappa and used)
+        curvature = Curvature(kappa, learn_kappa and used)
         input_size = hidden_size + (inputs != "tangent")
+        super().__init__(
+            hidden_size,
+            [
+                MambaLayer(
+                    hidden_size,
+                    dropout=dropout,
+                    residual=num_layers > 1,
+                    init=init,
+                    mixer=HyperbolicMixer(
+                        hidden_size, state_size, conv_size, expand, curvature, factor, init, input_size
+                    ),
+                )
+                for _ in range(num_layers)
+            ],
+        )
+        self.inputs, self.curvature = inputs, curvature
         self.norm = nn.Identity() if inputs == "points" else nn.LayerNorm(input_size, 1e-12)
         self.dropout = Dropout(dropout)
-        self.layers = nn.ModuleList(
-            MambaLayer(
-                hidden_size,
-                dropout=dropout,
-                residual=num_layers > 1,
-                init=init,
-                mixer=HyperbolicMixer(
-                    hidden_size, state_size, conv_size, expand, self.curvature, factor, init, input_size
-                ),
-            )
-            for _ in range(num_layers)
-        )
 
     def share(self, curvature: Curvature) -> HMambaEncoder:
         """Takes the curvature of another part, so that both live in one space; returns itself."""
@@ -162,49 +162,26 @@ class HMambaEncoder(SequenceEncoder):
             layer.mixer.curvature = curvature
         return self
 
-    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def enter(self, history: History) -> History:
+        x = history.x
         if self.inputs == "tangent":
-            return self.norm(self.dropout(x))
+            return history._replace(x=self.norm(self.dropout(x)))
         kappa = self.curvature()
         if self.inputs == "points":
-            return lift(exp0(self.dropout(x), kappa), kappa)
-        return self.norm(self.dropout(lift(exp0(x, kappa), kappa)))
-
-    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = self.prepare(x, lengths)
-        for layer in self.layers[:-1]:
-            x = layer(x)
-        return self.layers[-1].last(x, lengths)
-
-    def init_state(self, batch_size: int, device: torch.device | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Returns the state before the first event: of each layer, that of its convolution and of its scan."""
-        return [layer.init_state(batch_size, device) for layer in self.layers]
-
-    def step(self, x_t: Tensor, state: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Advances by one prepared vector [B, D] (or 1 + D wide); returns hidden [B, D] and the new state."""
-        following = []
-        for layer, before in zip(self.layers, state, strict=True):
-            x_t, after = layer.step(x_t, before)
-            following.append(after)
-        return x_t, following
+            return history._replace(x=lift(exp0(self.dropout(x), kappa), kappa))
+        return history._replace(x=self.norm(self.dropout(lift(exp0(x, kappa), kappa))))
 
 
 class _DistanceRecommender(EncoderRecommender):
     """An encoder before a hyperbolic head; watches how many of its logits have no gradient."""
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        if batch_idx % _WATCHED_STEPS == 0:
+    def loss(self, batch: Batch) -> Losses:
+        losses = super().loss(batch)
+        if self.global_step % _WATCHED_STEPS == 0:
             with torch.no_grad():
                 rows = batch.map(lambda t: t[:_WATCHED_ROWS])
-                share = self.items.saturated(self.query(rows))
-            self.log("train/saturated_logits", share, on_step=False, on_epoch=True, batch_size=1)
-        return loss
+                losses["saturated_logits"] = Term(self.items.saturated(self.query(rows)), weight=0)
+        return losses
 
 
 class HMamba(_DistanceRecommender):
@@ -213,14 +190,6 @@ class HMamba(_DistanceRecommender):
     Args:
         num_items: size of the catalog.
         hidden_size: D.
-        num_layers: layers; a single one has no residual around its mixer.
-        state_size: numbers of state a channel.
-        conv_size: events that the convolution before the scan sees.
-        expand: inner channels as a multiple of hidden_size.
-        dropout: of the input, of the mixer's output and, twice, of the feed-forward network.
-        init: `mamba`, long memory at first; `released`, the short one of Mamba4Rec's published code.
-        factor: how curvature enters the scan: `flat-limit`, rate 0 times sqrt(1 + kappa); `paper`, times
-            1 / sqrt(kappa); `none`, not at all.
         kappa: minus the sectional curvature, at first; None is 4 / hidden_size, at which states as the last norm makes
             them, sqrt(D) long, are at the hyperbolic radius sqrt(kappa) r = 2.
         learn_kappa: train it.
@@ -229,23 +198,16 @@ class HMamba(_DistanceRecommender):
         learn_temperature: train it.
         cap: bound of sqrt(kappa) times the norm of a tangent vector, approached smoothly.
         objective: what is trained; None is the full softmax at every position.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: decoupled weight decay on matrices.
-        warmup_steps: steps of linear warm-up.
-        decay: how the learning rate falls until the last step.
+        optimizer: how it is trained.
+        **network: of `HMambaEncoder`.
     """
+
+    network = HMambaEncoder
 
     def __init__(
         self,
         num_items: int,
         hidden_size: int = 64,
-        num_layers: int = 1,
-        state_size: int = 32,
-        conv_size: int = 4,
-        expand: int = 2,
-        dropout: float = 0.2,
-        init: MambaInit = "mamba",
-        factor: Factor = "flat-limit",
         kappa: float | None = None,
         learn_kappa: bool = True,
         power: Literal[1, 2] = 2,
@@ -253,27 +215,15 @@ class HMamba(_DistanceRecommender):
         learn_temperature: bool = True,
         cap: float = CAP,
         objective: Objective | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
+        optimizer: Optimizer = AdamW(),
+        **network,
     ):
         kappa = 4 / hidden_size if kappa is None else kappa
         items = HyperbolicItems(
             num_items, hidden_size, kappa, learn_kappa, power, temperature, learn_temperature, "tangent", cap
         )
-        encoder = HMambaEncoder(
-            hidden_size, num_layers, state_size, conv_size, expand, dropout, init, factor, kappa, learn_kappa
-        )
-        super().__init__(
-            items=items,
-            encoder=encoder.share(items.curvature),
-            objective=objective or NextItem(),
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
-        )
+        encoder = HMambaEncoder(hidden_size=hidden_size, kappa=kappa, learn_kappa=learn_kappa, **network)
+        super().__init__(items, encoder.share(items.curvature), objective or NextItem(), optimizer)
 
 
 class ReleasedHyperbolicItems(HyperbolicItems):
@@ -312,9 +262,10 @@ class PointNorm(Objective):
     It was returned beside the cross-entropy and summed by the framework: items are drawn towards the origin.
     """
 
-    def forward(self, recommender, batch: Batch) -> Tensor:
+    def forward(self, recommender, batch: Batch, states: NextItemStates | None = None) -> Losses:
         inputs, _ = next_item_pairs(batch)
-        return lift(exp0(recommender.items(inputs.item_ids), 1.0), 1.0).norm(dim=-1).mean()
+        norm = lift(exp0(recommender.items(inputs.item_ids), 1.0), 1.0).norm(dim=-1).mean()
+        return {"point_norm": Term(norm)}
 
 
 class HMambaFull(_DistanceRecommender):
@@ -323,84 +274,57 @@ class HMambaFull(_DistanceRecommender):
     Args:
         num_items: size of the catalog.
         hidden_size: D.
-        state_size: numbers of state a channel.
-        conv_size: events that the convolution before the scan sees.
-        expand: inner channels as a multiple of hidden_size.
         dropout: of the input, of the mixer's output and, twice, of the feed-forward network.
-        compat: `released`, the published code; `algorithm1`, the paper's listing.
-        kappa: minus the sectional curvature of `algorithm1`; the released code has 1.
-        learn_kappa: train it (`algorithm1`).
+        fidelity: `released`, the published code; `paper`, the paper's listing (Algorithm 1).
+        kappa: minus the sectional curvature of `paper`; the released code has 1.
+        learn_kappa: train it (`paper`).
         norm_reg: weight of the mean norm of the input points in the loss (`released`).
         objective: what is trained beside it; None is the full softmax at every position.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: decoupled weight decay on matrices.
-        warmup_steps: steps of linear warm-up.
-        decay: how the learning rate falls until the last step.
+        optimizer: how it is trained.
+        **network: of `HMambaEncoder`.
 
     Raises:
         InputError: another curvature than 1 with `released`, or a width at which its clip leaves no gradient.
     """
 
+    network = HMambaEncoder
+    fixed = ("num_layers", "factor", "inputs")
+
     def __init__(
         self,
         num_items: int,
         hidden_size: int = 64,
-        state_size: int = 32,
-        conv_size: int = 4,
-        expand: int = 2,
         dropout: float = 0.1,
-        compat: Compat = "released",
+        fidelity: Fidelity = "released",
         kappa: float = 1.0,
         learn_kappa: bool = False,
         norm_reg: float = 1.0,
         objective: Objective | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
+        optimizer: Optimizer = AdamW(),
+        **network,
     ):
-        _check(compat)
-        released = compat == "released"
+        released = fidelity == "released"
         objective = objective or NextItem()
         if released:
-            if kappa != 1.0 or learn_kappa:
-                raise InputError(
-                    f"compat='released' has curvature 1 only, got kappa={kappa}, learn_kappa={learn_kappa}: take "
-                    "compat='algorithm1' or HMamba."
-                )
-            if hidden_size >= 99:  # normed states have -<h, origin> = sqrt(1 + D), and the clip is at 10
-                raise InputError(
-                    f"compat='released' cannot learn with hidden_size ({hidden_size}): from 99 on its clip leaves no "
-                    "score a gradient; take 64, as published, or HMamba."
-                )
+            _check_released(hidden_size, kappa, learn_kappa)
             items = ReleasedHyperbolicItems(num_items, hidden_size)
             objective = Weighted([objective, PointNorm()], [1.0, norm_reg]) if norm_reg else objective
         else:  # -2 sqrt(k) arcosh(-<h, e> / k) with k = 1 / kappa is -2 d
             items = HyperbolicItems(num_items, hidden_size, kappa, learn_kappa, 1, 0.5, False, "space")
         encoder = HMambaEncoder(
-            hidden_size,
-            1,
-            state_size,
-            conv_size,
-            expand,
-            dropout,
+            hidden_size=hidden_size,
+            num_layers=1,
+            dropout=dropout,
             factor="none" if released else "paper",
             kappa=kappa,
             learn_kappa=learn_kappa,
-            inputs="released" if released else "points",
+            inputs="normed-points" if released else "points",
+            **network,
         )
         for module in encoder.modules() if released else ():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)  # that of delta too: its steps begin near softplus(0) = 0.69
-        super().__init__(
-            items=items,
-            encoder=encoder.share(items.curvature),
-            objective=objective,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
-        )
+        super().__init__(items, encoder.share(items.curvature), objective, optimizer)
 
 
 class HMambaHalf(EncoderRecommender):
@@ -409,58 +333,61 @@ class HMambaHalf(EncoderRecommender):
     Args:
         num_items: size of the catalog.
         hidden_size: D.
-        state_size: numbers of state a channel.
-        conv_size: events that the convolution before the scan sees.
-        expand: inner channels as a multiple of hidden_size.
         dropout: of the input, of the mixer's output and, twice, of the feed-forward network.
-        compat: `released`, the published code: points at the input, log map at the output; `algorithm1`, the paper's
+        fidelity: `released`, the published code: points at the input, log map at the output; `paper`, the paper's
             listing, which is Mamba4Rec of one layer.
+        head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the full softmax at every position.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: decoupled weight decay on matrices.
-        warmup_steps: steps of linear warm-up.
-        decay: how the learning rate falls until the last step.
+        optimizer: how it is trained.
+        **network: of `HMambaEncoder`.
     """
+
+    network = HMambaEncoder
+    fixed = ("num_layers", "init", "factor", "kappa", "learn_kappa", "inputs")
 
     def __init__(
         self,
         num_items: int,
         hidden_size: int = 64,
-        state_size: int = 32,
-        conv_size: int = 4,
-        expand: int = 2,
         dropout: float = 0.1,
-        compat: Compat = "released",
+        fidelity: Fidelity = "released",
+        head_dtype: HeadDtype | None = None,
         objective: Objective | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
+        optimizer: Optimizer = AdamW(),
+        **network,
     ):
-        _check(compat)
-        table = LogMapItems if compat == "released" else ItemEmbedding
+        table = LogMapItems if fidelity == "released" else ItemEmbedding
         super().__init__(
-            items=table(num_items, hidden_size, std=0.02),
+            items=table(num_items, hidden_size, std=0.02, head_dtype=head_dtype),
             encoder=HMambaEncoder(
-                hidden_size,
-                1,
-                state_size,
-                conv_size,
-                expand,
-                dropout,
-                init="released",
+                hidden_size=hidden_size,
+                num_layers=1,
+                dropout=dropout,
+                init="normal",
                 factor="none",
+                kappa=1.0,
                 learn_kappa=False,
-                inputs="released" if compat == "released" else "tangent",
+                inputs="normed-points" if fidelity == "released" else "tangent",
+                **network,
             ),
             objective=objective or NextItem(),
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
+            optimizer=optimizer,
         )
 
 
-def _check(compat: str) -> None:
-    if compat not in Compat.__args__:
-        raise ValueError(f"compat {compat!r} is unknown; choose {', '.join(Compat.__args__)}.")
+def _check_released(hidden_size: int, kappa: float, learn_kappa: bool) -> None:
+    """Refuses what the published Full cannot be.
+
+    Raises:
+        InputError: another curvature than 1, or a width at which its clip leaves no gradient.
+    """
+    if kappa != 1.0 or learn_kappa:
+        raise InputError(
+            f"fidelity='released' has curvature 1 only, got kappa={kappa}, learn_kappa={learn_kappa}: take "
+            "fidelity='paper' or HMamba."
+        )
+    if hidden_size >= 99:  # normed states have -<h, origin> = sqrt(1 + D), and the clip is at 10
+        raise InputError(
+            f"fidelity='released' cannot learn with hidden_size ({hidden_size}): from 99 on its clip leaves no "
+            "score a gradient; take 64, as published, or HMamba."
+        )

@@ -3,14 +3,15 @@
 Ziwei Liu et al., "SIGMA: Selective Gated Mamba for Sequential Recommendation", AAAI 2025,
 https://arxiv.org/abs/2408.11451; code: Applied-Machine-Learning-Lab/SIMGA and ziwliu8/SIGMA.
 
-Differences from the released code, and why (`compat="released"` brings the first four back):
+Differences from the released code, and why (`fidelity="released"` brings the first four back):
 
 * The first n - 5 items of a history of n are reversed, and the last 5 stay in order. There, positions 0 to 44 of the
   padded row are reversed, whatever its length: of a history of up to 22 items in a row of 50 the flipped branch then
   sees padding only at the position that is read, and of a row of 200 only the oldest 45 positions are reversed.
 * The gate of the flipped branch reads that branch. There, its sigmoid part reads the finished gate of the other one.
 * The convolution before the GRU is causal. There, it sees one position ahead, which behind the last item is padding.
-* The linear maps keep their initialisation; see `lightrec.models.mamba4rec`, as for the softmax without padding.
+* The linear maps keep their initialisation; see `lightrec.models.mamba4rec`.
+* Padding is not a class of the softmax; see there too.
 * A softmax over the three weights of the mix, computed there and then not used, is left out: the raw weights mix, as
   there. So is a second convolution, which stops one of the two released versions with an error.
 
@@ -26,17 +27,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightrec.configurable import AtLeast
 from lightrec.errors import InputError
-from lightrec.interfaces import Objective, SequenceEncoder
+from lightrec.interfaces import History, Objective, SequenceEncoder
+from lightrec.items.embedding import HeadDtype, ItemEmbedding
 from lightrec.nn.dropout import Dropout
-from lightrec.nn.item_embedding import ItemEmbedding
-from lightrec.nn.mamba import MambaInit, MambaLayer, MambaMixer, released_init
+from lightrec.nn.mamba import MambaInit, MambaLayer, MambaMixer, normal_init
+from lightrec.nn.positions import check_width
 from lightrec.nn.sequence import last_state, valid_mask
 from lightrec.objectives.next_item import NextItem
-from lightrec.recommender import Decay, EncoderRecommender
+from lightrec.recommender import AdamW, EncoderRecommender, Optimizer
 
-Flip = Literal["valid", "released"]
-Compat = Literal["released"]
+Flip = Literal["valid", "padded"]
 _RELEASED_FLIP = 45  # positions from the left, written into the released code
 _KERNEL = 3
 
@@ -100,8 +102,8 @@ class SIGMALayer(nn.Module):
         self.gru = nn.GRU(hidden_size, hidden_size, bias=False, batch_first=True)
         self.weights = nn.Parameter(torch.tensor([0.1, 0.1, 0.8]))  # GRU, flipped, as it is
         self.output = nn.Linear(hidden_size, hidden_size)
-        if init == "released":
-            released_init(self)
+        if init == "normal":
+            normal_init(self)
 
     def forward(self, x: Tensor, order: Tensor, real: Tensor | None) -> Tensor:
         """Runs the layer at all positions.
@@ -145,21 +147,22 @@ class SIGMAEncoder(SequenceEncoder):
         hidden_size: D.
         num_layers: layers; a single one has no residual around its mix.
         num_recent: items at the end of a history that are not reversed, r in the paper.
-        state_size: numbers of state a channel.
+        state_size: numbers of state per channel.
         conv_size: events that the convolution before the scan sees.
         expand: inner channels as a multiple of hidden_size.
         dropout: of the input, of the gates, of the mix and, twice, of the feed-forward network.
-        flip: `valid` reverses all but the last `num_recent` real items; `released` the first 45 positions of rows that
+        flip: `valid` reverses all but the last `num_recent` real items; `padded` the first 45 positions of rows that
             are padded to max_length.
         gate_fix: the gate of the flipped branch reads that branch only.
         causal_conv: the convolution before the GRU sees nothing ahead.
-        init: `mamba`, long memory at first; `released`, the short one of the published code.
-        compat: `released` stands for flip `released`, no gate_fix, no causal_conv and init `released`, and gives
-            padding a vector of its own.
-        max_length: width of padded rows; read only where flip is `released`.
+        init: `mamba`, long memory at first; `normal`, the short one of the published code.
+        fidelity: `released` is the published code, its defects included: flip `padded`, no gate_fix, no causal_conv,
+            init `normal`, and a vector of its own for padding.
+        max_length: width of padded rows; read only where flip is `padded`.
     """
 
     causal = False
+    limits = {"num_layers": AtLeast(1), "num_recent": AtLeast(0)}
 
     def __init__(
         self,
@@ -174,20 +177,14 @@ class SIGMAEncoder(SequenceEncoder):
         gate_fix: bool = True,
         causal_conv: bool = True,
         init: MambaInit = "mamba",
-        compat: Compat | None = None,
+        fidelity: Literal["ours", "released"] = "ours",
         max_length: int | None = None,
     ):
         super().__init__()
-        if compat is not None:
-            if compat not in Compat.__args__:
-                raise ValueError(f"compat {compat!r} is unknown; choose released, or None.")
-            flip, gate_fix, causal_conv, init = "released", False, False, "released"
-        if flip not in Flip.__args__:
-            raise ValueError(f"flip {flip!r} is unknown; choose {', '.join(Flip.__args__)}.")
-        if flip == "released" and max_length is None:
-            raise ValueError("flip='released' reverses places in rows of one width: give max_length.")
-        if num_layers < 1 or num_recent < 0:
-            raise ValueError(f"num_layers ({num_layers}) must be at least 1, and num_recent ({num_recent}) at least 0.")
+        if fidelity == "released":
+            flip, gate_fix, causal_conv, init = "padded", False, False, "normal"
+        if flip == "padded" and max_length is None:
+            raise ValueError("flip='padded' reverses places in rows of one width: give max_length.")
         self.hidden_size, self.num_recent, self.flip, self.max_length = hidden_size, num_recent, flip, max_length
         self.causal_conv = causal_conv
         self.norm = nn.LayerNorm(hidden_size, 1e-12)
@@ -196,35 +193,35 @@ class SIGMAEncoder(SequenceEncoder):
             SIGMALayer(hidden_size, state_size, conv_size, expand, dropout, num_layers > 1, gate_fix, causal_conv, init)
             for _ in range(num_layers)
         )
-        self.padding = nn.Parameter(0.02 * torch.randn(hidden_size)) if flip == "released" else None
+        self.padding = nn.Parameter(0.02 * torch.randn(hidden_size)) if flip == "padded" else None
 
-    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.norm(self.dropout(x))
+    def enter(self, history: History) -> History:
+        return history._replace(x=self.norm(self.dropout(history.x)))
 
-    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
-        length = x.shape[1]
-        x, *places = self._rows(x, lengths)
+    def mix(self, history: History) -> Tensor:
+        length = history.x.shape[1]
+        x, *places = self._rows(history)
         for layer in self.layers:
             x = layer(x, *places)
         return x[:, :length]
 
-    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x, *places = self._rows(self.prepare(x, lengths), lengths)
+    def last(self, history: History) -> Tensor:
+        x, *places = self._rows(self.enter(history))
         for layer in self.layers[:-1]:
             x = layer(x, *places)
-        return self.layers[-1].last(x, *places, lengths)
+        return self.layers[-1].last(x, *places, history.lengths)
 
-    def _rows(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _rows(self, history: History) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the rows as the layers see them, the order of their flipped copies, and what is real if it matters.
 
-        In the valid flip padding is read by nobody but a convolution that sees ahead, and that is given zeros.
+        In the valid flip only a convolution that sees ahead reads padding, and that one is given zeros.
         """
+        x, lengths = history.x, history.lengths
         batch, length = x.shape[:2]
         if self.flip == "valid":
             real = None if self.causal_conv else valid_mask(lengths, length)
             return x, flip_order(lengths, length, self.num_recent), real
-        if length > self.max_length:
-            raise ValueError(f"the batch has {length} items a row, more than max_length ({self.max_length}).")
+        check_width(length, self.max_length)
         padding = self.norm(self.dropout(self.padding.expand(batch, self.max_length, -1))).to(x.dtype)
         real = valid_mask(lengths, self.max_length)[..., None]
         x = torch.where(real, F.pad(x, (0, 0, 0, self.max_length - length)), padding)
@@ -237,50 +234,28 @@ class SIGMA(EncoderRecommender):
 
     Args:
         num_items: size of the catalog.
-        max_length: longest history that is read; the width of padded rows under compat `released`, else not used.
+        max_length: longest history that is read; the width of padded rows under fidelity `released`, else not used.
         hidden_size: D.
-        num_layers: layers; a single one has no residual around its mix.
-        num_recent: items at the end of a history that are not reversed, r in the paper.
-        state_size: numbers of state a channel.
-        conv_size: events that the convolution before the scan sees.
-        expand: inner channels as a multiple of hidden_size.
-        dropout: of the input, of the gates, of the mix and, twice, of the feed-forward network.
-        flip: `valid` reverses all but the last `num_recent` real items; `released` the first 45 positions.
-        gate_fix: the gate of the flipped branch reads that branch only.
-        causal_conv: the convolution before the GRU sees nothing ahead.
-        init: `mamba`, long memory at first; `released`, the short one of the published code and numbers.
-        compat: `released` is the published code, its defects included; it overrides the four options above.
+        head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the full softmax at the end of each row, for `train_windows: prefixes`.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: decoupled weight decay on matrices.
-        warmup_steps: steps of linear warm-up.
-        decay: how the learning rate falls until the last step.
+        optimizer: how it is trained.
+        **network: of `SIGMAEncoder`.
 
     Raises:
         InputError: an objective that asks at all positions, which would leak the targets.
     """
+
+    network = SIGMAEncoder
 
     def __init__(
         self,
         num_items: int,
         max_length: int = 50,
         hidden_size: int = 64,
-        num_layers: int = 1,
-        num_recent: int = 5,
-        state_size: int = 32,
-        conv_size: int = 4,
-        expand: int = 2,
-        dropout: float = 0.2,
-        flip: Flip = "valid",
-        gate_fix: bool = True,
-        causal_conv: bool = True,
-        init: MambaInit = "mamba",
-        compat: Compat | None = None,
+        head_dtype: HeadDtype | None = None,
         objective: Objective | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
+        optimizer: Optimizer = AdamW(),
+        **network,
     ):
         if getattr(objective, "positions", "last") == "all":
             raise InputError(
@@ -288,25 +263,8 @@ class SIGMA(EncoderRecommender):
                 "--model.objective.positions last and --data.train_windows prefixes."
             )
         super().__init__(
-            items=ItemEmbedding(num_items, hidden_size, std=0.02),
-            encoder=SIGMAEncoder(
-                hidden_size,
-                num_layers,
-                num_recent,
-                state_size,
-                conv_size,
-                expand,
-                dropout,
-                flip,
-                gate_fix,
-                causal_conv,
-                init,
-                compat,
-                max_length,
-            ),
+            items=ItemEmbedding(num_items, hidden_size, std=0.02, head_dtype=head_dtype),
+            encoder=SIGMAEncoder(hidden_size=hidden_size, max_length=max_length, **network),
             objective=objective or NextItem(positions="last"),
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
+            optimizer=optimizer,
         )

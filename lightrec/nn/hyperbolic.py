@@ -1,4 +1,4 @@
-"""Hyperbolic geometry in the hyperboloid model, and an item table that scores by distance.
+"""Hyperbolic geometry in the hyperboloid model.
 
 Sectional curvature is -kappa with kappa >= 0; kappa = 0 is flat space, without a special case. A point is carried by
 its space part x [..., D]; its time part sqrt(1/kappa + |x|^2) is implied, so that every vector is a point. The maps
@@ -20,15 +20,10 @@ points too. Both lose digits as cosh(sqrt(kappa) r) grows, which is what `cap_no
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from lightrec.interfaces import ItemTable
-from lightrec.ops.distance_cross_entropy import distance_cross_entropy
-from lightrec.ops.hyperbolic_selective_scan import exp0
 
 CAP = 8.0  # sqrt(kappa) r at which cosh has lost half of float32's digits
 
@@ -194,118 +189,3 @@ class Curvature(nn.Module):
     def forward(self) -> Tensor:
         """Returns kappa, a scalar."""
         return F.softplus(self.rho) if self.learn else self.kappa
-
-
-class HyperbolicItems(ItemTable):
-    """Items are points exp0(v) with learned tangent vectors v; a state scores them by -d^power / temperature.
-
-    `forward` gives the tangent vectors, log0 of the points: plain Adam trains them, and any encoder can read them.
-
-    Args:
-        num_items: size of the catalog; ids are 1..num_items.
-        hidden_size: D.
-        kappa: minus the sectional curvature, at first.
-        learn_kappa: train it.
-        power: 1 for the distance, 2 for its square.
-        temperature: what distances are divided by, at first. 2 with power 2 is, in flat space, an inner product with
-            item biases -|v|^2 / 2.
-        learn_temperature: train it.
-        state: how a state is a point: `tangent`, by exp0 of its capped vector; `space`, as a space part.
-        cap: bound of sqrt(kappa)|v|, see `cap_norm`; None for none.
-        std: standard deviation of the normal initialisation.
-
-    Raises:
-        ValueError: a size below 1, or an option out of its range.
-    """
-
-    limit: float | None = None
-    """Of kappa q, for a subclass whose `logits` clip it: `cross_entropy` makes the logits of its own."""
-
-    def __init__(
-        self,
-        num_items: int,
-        hidden_size: int,
-        kappa: float = 1.0,
-        learn_kappa: bool = True,
-        power: Literal[1, 2] = 2,
-        temperature: float = 2.0,
-        learn_temperature: bool = True,
-        state: Literal["tangent", "space"] = "tangent",
-        cap: float | None = CAP,
-        std: float = 0.02,
-    ):
-        super().__init__()
-        if num_items < 1:
-            raise ValueError(f"num_items ({num_items}) must be at least 1.")
-        if power not in (1, 2):
-            raise ValueError(f"power ({power}) must be 1 or 2.")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature ({temperature}) must be positive.")
-        if state not in ("tangent", "space"):
-            raise ValueError(f"state {state!r} is unknown; choose tangent or space.")
-        if cap is not None and not 0 < cap <= 40:
-            raise ValueError(f"cap ({cap}) must be in (0, 40]: cosh overflows float32 beyond.")
-        self.num_items, self.hidden_size = num_items, hidden_size
-        self.power, self.state, self.cap = power, state, cap
-        self.curvature = Curvature(kappa, learn_kappa)
-        self.embedding = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
-        nn.init.normal_(self.embedding.weight, std=std)
-        with torch.no_grad():
-            self.embedding.weight[0].zero_()
-        log_temperature = torch.tensor(math.log(temperature))
-        if learn_temperature:
-            self.log_temperature = nn.Parameter(log_temperature)
-        else:
-            self.register_buffer("log_temperature", log_temperature, persistent=False)
-
-    def forward(self, item_ids: Tensor) -> Tensor:
-        return self.embedding(item_ids)
-
-    def states(self, hidden: Tensor) -> Tensor:
-        """The points of states, by their space parts: [..., D] -> [..., D], float32 (float64 for float64)."""
-        hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
-        return hidden if self.state == "space" else self._points(hidden)
-
-    def points(self, item_ids: Tensor | None = None) -> Tensor:
-        """The points of items, by their space parts: ids [...] -> [..., D]; None for all items, [num_items, D]."""
-        return self._points(self.embedding.weight[1:] if item_ids is None else self.embedding(item_ids))
-
-    def _points(self, v: Tensor) -> Tensor:
-        kappa = self.curvature().to(v.dtype)
-        return exp0(v if self.cap is None else cap_norm(v, kappa, self.cap), kappa)
-
-    def logits(self, q: Tensor) -> Tensor:
-        """Scores from half the squared chords, elementwise."""
-        return distance_power(q, self.curvature().to(q.dtype), self.power) * -(-self.log_temperature).exp()
-
-    def score(self, hidden: Tensor, candidate_ids: Tensor | None = None) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):  # a distance keeps too few digits of a bfloat16 product
-            kappa = self.curvature()
-            rows = state_rows(self.states(hidden), kappa)
-            items = item_rows(self.points(candidate_ids), kappa).to(rows.dtype)
-            if candidate_ids is None:
-                return F.pad(self.logits(rows @ items.T), (1, 0), value=-torch.inf)  # [..., V]
-            if candidate_ids.dim() == 1:
-                q = rows @ items.T
-            else:
-                q = (items @ rows.unsqueeze(-1)).squeeze(-1)
-            return self.logits(q).masked_fill(candidate_ids == 0, -torch.inf)
-
-    def cross_entropy(self, hidden: Tensor, target_ids: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            kappa = self.curvature()
-            rows = state_rows(self.states(hidden), kappa)
-            items = item_rows(self.points(), kappa).to(rows.dtype)
-            rest = kappa, self.log_temperature, self.power, self.limit
-            return distance_cross_entropy(rows, items, target_ids - 1, *rest)
-
-    @torch.no_grad()
-    def saturated(self, hidden: Tensor) -> Tensor:
-        """Share of the logits of states [R, D] that have no gradient: what a hard clip does to a model, in [0, 1]."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            kappa = self.curvature()
-            q = state_rows(self.states(hidden), kappa) @ item_rows(self.points(), kappa).T
-        with torch.enable_grad():
-            q = q.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.logits(q).sum(), q)
-        return (slope == 0).float().mean()

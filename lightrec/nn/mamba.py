@@ -28,12 +28,12 @@ from lightrec.nn.sequence import last_state
 from lightrec.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from lightrec.ops.selective_scan import selective_scan
 
-MambaInit = Literal["mamba", "released"]
+MambaInit = Literal["mamba", "normal"]
 _DELTA_MIN, _DELTA_MAX, _DELTA_FLOOR = 1e-3, 0.1, 1e-4
 _NORM_EPS = 1e-12
 
 
-def released_init(module: nn.Module) -> None:
+def normal_init(module: nn.Module) -> None:
     """Sets every linear weight below `module` to N(0, .02^2) and every linear bias to zero, those of delta included.
 
     This is what the released Mamba4Rec does to its Mamba block after construction. delta then begins near
@@ -55,7 +55,7 @@ class MambaMixer(nn.Module):
         conv_size: K, events that the convolution sees; 1 leaves a scale and a bias.
         expand: inner channels as a multiple of hidden_size.
         dt_rank: R, width that delta is computed from; None is hidden_size / 16, rounded up.
-        init: `mamba`, its authors' scheme, with delta in 0.001..0.1; `released`, see `released_init`.
+        init: `mamba`, its authors' scheme, with delta in 0.001..0.1; `normal`, see `normal_init`.
         input_size: width of the input; None is hidden_size.
 
     Raises:
@@ -93,8 +93,8 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, state_size + 1).log().repeat(inner_size, 1))
         self.D = nn.Parameter(torch.ones(inner_size))
         self.out_proj = nn.Linear(inner_size, hidden_size, bias=False)
-        if init == "released":
-            released_init(self)
+        if init == "normal":
+            normal_init(self)
         else:
             self._init_delta()
 
@@ -188,7 +188,7 @@ class MambaLayer(nn.Module):
         residual: add x to the mixer's output; Mamba4Rec does so only in networks of several layers.
         mixer: anything with the methods of MambaMixer; None builds one from the sizes above.
         dt_rank: R, width that delta is computed from; None is hidden_size / 16, rounded up.
-        init: `mamba`, or `released`, which resets every linear map of the layer, a given mixer's too.
+        init: `mamba`, or `normal`, which resets every linear map of the layer, a given mixer's too.
     """
 
     def __init__(
@@ -212,8 +212,8 @@ class MambaLayer(nn.Module):
         self.feed_forward = FeedForward(hidden_size, 4 * hidden_size, dropout, "gelu")
         self.feed_forward_norm = nn.LayerNorm(hidden_size, _NORM_EPS)
         self.dropout = Dropout(dropout)
-        if init == "released":
-            released_init(self)
+        if init == "normal":
+            normal_init(self)
 
     def forward(self, x: Tensor, resets: Tensor | None = None) -> Tensor:
         """[B, L, D] -> [B, L, D]; `resets` as in the mixer."""

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lightrec.data.batch import Batch
-from lightrec.interfaces import ItemTable, Objective
+from lightrec.interfaces import Losses, Objective, Term
 from lightrec.nn.sequence import last_state, real_positions
-from lightrec.ops.blocks import rows_that_fit
-from lightrec.ops.linear_cross_entropy import linear_cross_entropy
 
 Positions = Literal["all", "last"]
-HeadDtype = Literal["float32", "bfloat16"]
 
 
 class NextItem(Objective):
@@ -25,69 +21,87 @@ class NextItem(Objective):
     Args:
         positions: `all` asks at every position of a window; `last` only at its end, which is what a non-causal encoder
             needs (together with `train_windows: prefixes`).
-        head_dtype: dtype of the matrix products with the catalog; `bfloat16` is a third faster on a CPU that has it.
-            None is float32, or the dtype of autocast.
 
     Raises:
         ValueError: `all` with an encoder that sees the future, which would leak the target.
     """
 
-    def __init__(self, positions: Positions = "all", head_dtype: HeadDtype | None = None):
+    def __init__(self, positions: Positions = "all"):
         super().__init__()
-        self.positions, self.head_dtype = positions, head_dtype
+        self.positions = positions
 
-    def forward(self, recommender, batch: Batch) -> Tensor:
-        hidden, targets = next_item_rows(recommender, batch, self.positions)
-        dtype = None if self.head_dtype is None else getattr(torch, self.head_dtype)
-        return mean_over_targets(catalog_cross_entropy(recommender.items, hidden, targets, dtype), len(targets))
+    def forward(self, recommender, batch: Batch, states: NextItemStates | None = None) -> Losses:
+        states = states or NextItemStates(recommender, batch)
+        hidden, targets = states.rows(self.positions)
+        loss = mean_over_targets(recommender.items.cross_entropy(hidden, targets), len(targets))
+        return {"next_item": Term(loss)}
+
+
+class NextItemStates:
+    """The states of a training batch from which its next items are predicted, each made when it is first needed.
+
+    Objectives of one sum share it, so that a batch is encoded once however many of them look at its states.
+
+    Args:
+        recommender: an EncoderRecommender.
+        batch: windows of up to max_length + 1 items.
+    """
+
+    def __init__(self, recommender, batch: Batch):
+        self.recommender, self.batch = recommender, batch
+        self.inputs, self.next_ids = next_item_pairs(batch)
+        self._rows: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """[B, L, D], the state after each input."""
+        return self.recommender.encode(self.inputs)
+
+    @cached_property
+    def query(self) -> Tensor:
+        """[B, D], the state that the catalog is searched with. What is not read of other positions is not computed."""
+        return self.recommender.query(self.inputs)
+
+    @cached_property
+    def last_hidden(self) -> Tensor:
+        """[B, D], the state after the last input, one of `hidden`."""
+        return last_state(self.hidden, self.inputs.lengths)
+
+    def rows(self, positions: Positions = "all") -> tuple[Tensor, Tensor]:
+        """Returns the states that have a target: hidden [T, D], target_ids [T].
+
+        Raises:
+            ValueError: `all` with an encoder that sees the future.
+        """
+        if positions not in self._rows:
+            self._rows[positions] = self._all() if positions == "all" else self._last()
+        return self._rows[positions]
+
+    def _last(self) -> tuple[Tensor, Tensor]:
+        return self.query, last_state(self.next_ids, self.inputs.lengths)
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        check_causal(self.recommender.encoder)
+        places = real_positions(self.inputs.lengths, self.hidden.shape[1])
+        return self.hidden.flatten(0, 1).index_select(0, places), self.next_ids.flatten().index_select(0, places)
+
+
+def check_causal(encoder: Any) -> None:
+    """Refuses a loss at all positions for an encoder that sees the future.
+
+    Raises:
+        ValueError: it does.
+    """
+    if not encoder.causal:
+        raise ValueError(
+            f"{type(encoder).__name__} sees the future, so a loss at all positions would leak the target: "
+            "use positions='last' with train_windows='prefixes', or the Cloze objective."
+        )
 
 
 def next_item_pairs(batch: Batch) -> tuple[Batch, Tensor]:
     """Shifts a training batch by one: inputs, a Batch of windows without their last item; targets [B, L]."""
     return batch.without_last(), batch.item_ids[:, 1:]
-
-
-def next_item_rows(recommender, batch: Batch, positions: Positions = "all") -> tuple[Tensor, Tensor]:
-    """Encodes a training batch and keeps the rows that have a target: hidden [T, D], target_ids [T].
-
-    Raises:
-        ValueError: `all` with an encoder that sees the future.
-    """
-    inputs, targets = next_item_pairs(batch)
-    if positions == "last":
-        # the state that the catalog will be scored with; what is not read of the other positions is not computed
-        return recommender.query(inputs), last_state(targets, inputs.lengths)
-    if not recommender.encoder.causal:
-        raise ValueError(
-            f"{type(recommender.encoder).__name__} sees the future, so a loss at all positions would leak the target: "
-            "use positions='last' with train_windows='prefixes', or the Cloze objective."
-        )
-    hidden = recommender.encode(inputs)
-    rows = real_positions(inputs.lengths, hidden.shape[1])
-    return hidden.flatten(0, 1).index_select(0, rows), targets.flatten().index_select(0, rows)
-
-
-def catalog_cross_entropy(
-    items: ItemTable, hidden: Tensor, target_ids: Tensor, matmul_dtype: torch.dtype | None = None
-) -> Tensor:
-    """Sums the full-softmax cross-entropy of hidden [T, D] against target_ids [T] for any item table.
-
-    A linear head takes the fused op, and a table that has its own way takes that; any other geometry is scored in
-    blocks of rows that are recomputed in the backward pass, so that memory stays bounded too.
-    """
-    head = items.linear_head(hidden)
-    if head is not None:
-        return linear_cross_entropy(head.hidden, head.weight, target_ids - 1, head.bias, matmul_dtype)
-    loss = items.cross_entropy(hidden, target_ids)
-    if loss is not None:
-        return loss
-
-    def block(h: Tensor, ids: Tensor) -> Tensor:
-        return F.cross_entropy(items.score(h).float()[:, 1:], ids - 1, reduction="sum")
-
-    size = rows_that_fit(4 * (items.num_items + 1), hidden.device, "scores", least=16)
-    pairs = zip(hidden.split(size), target_ids.split(size), strict=True)
-    return torch.stack([checkpoint(block, h, ids, use_reentrant=False) for h, ids in pairs]).sum()
 
 
 def mean_over_targets(total: Tensor, count: int) -> Tensor:

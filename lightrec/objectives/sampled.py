@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightrec.data.batch import Batch
-from lightrec.interfaces import Objective
-from lightrec.objectives.next_item import HeadDtype, Positions, mean_over_targets, next_item_rows
+from lightrec.interfaces import Losses, Objective, Term
+from lightrec.objectives.next_item import NextItemStates, Positions, mean_over_targets
 from lightrec.ops.linear_cross_entropy import rows_at_once
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ class SampledSoftmax(Objective):
         log_q: divide the weight of a negative by how often it is expected to be drawn, so that the sum estimates the
             full softmax without bias (the target, being present always, is not corrected; excludes it as a negative).
         positions: `all`, or `last` for encoders that see the future.
-        head_dtype: dtype of the matrix products with the catalog; None is float32, or the dtype of autocast.
 
     Raises:
         ValueError: options that do not go together.
@@ -73,7 +72,6 @@ class SampledSoftmax(Objective):
         alpha: float = 1.0,
         log_q: bool = False,
         positions: Positions = "all",
-        head_dtype: HeadDtype | None = None,
     ):
         super().__init__()
         if proposal == "in-batch":
@@ -81,11 +79,13 @@ class SampledSoftmax(Objective):
         if exclude == "nothing" and (log_q or proposal == "in-batch"):
             exclude = "target"
         self.sampler = NegativeSampler(num_negatives, proposal, shared, exclude, distinct, alpha)
-        self.log_q, self.positions, self.head_dtype = log_q, positions, head_dtype
+        self.log_q, self.positions = log_q, positions
 
-    def forward(self, recommender, batch: Batch) -> Tensor:
+    def forward(self, recommender, batch: Batch, states: NextItemStates | None = None) -> Losses:
         log_q = self.sampler.log_q(recommender) if self.log_q else None
-        return _sampled_loss(recommender, batch, self.sampler, _softmax_terms, self.positions, self.head_dtype, log_q)
+        states = states or NextItemStates(recommender, batch)
+        loss = _sampled_loss(states, self.sampler, _softmax_terms, self.positions, log_q)
+        return {"sampled_softmax": Term(loss)}
 
 
 class BinaryCrossEntropy(Objective):
@@ -100,7 +100,6 @@ class BinaryCrossEntropy(Objective):
         exclude: negatives that do not count: `nothing`, `target` or `window`.
         alpha: exponent of the popularity.
         positions: `all`, or `last` for encoders that see the future.
-        head_dtype: dtype of the matrix products with the catalog; None is float32, or the dtype of autocast.
     """
 
     def __init__(
@@ -111,16 +110,16 @@ class BinaryCrossEntropy(Objective):
         exclude: Exclude = "window",
         alpha: float = 1.0,
         positions: Positions = "all",
-        head_dtype: HeadDtype | None = None,
     ):
         super().__init__()
         if proposal == "in-batch":
             shared, exclude = "batch", "target" if exclude == "nothing" else exclude
         self.sampler = NegativeSampler(num_negatives, proposal, shared, exclude, False, alpha)
-        self.positions, self.head_dtype = positions, head_dtype
+        self.positions = positions
 
-    def forward(self, recommender, batch: Batch) -> Tensor:
-        return _sampled_loss(recommender, batch, self.sampler, _binary_terms(1.0), self.positions, self.head_dtype)
+    def forward(self, recommender, batch: Batch, states: NextItemStates | None = None) -> Losses:
+        states = states or NextItemStates(recommender, batch)
+        return {"bce": Term(_sampled_loss(states, self.sampler, _binary_terms(1.0), self.positions))}
 
 
 class GBCE(Objective):
@@ -137,7 +136,6 @@ class GBCE(Objective):
         shared: who shares a draw: `position`, `row` or `batch`.
         exclude: negatives that do not count; the authors keep collisions.
         positions: `all`, or `last` for encoders that see the future.
-        head_dtype: dtype of the matrix products with the catalog; None is float32, or the dtype of autocast.
     """
 
     def __init__(
@@ -147,17 +145,17 @@ class GBCE(Objective):
         shared: Shared = "position",
         exclude: Exclude = "nothing",
         positions: Positions = "all",
-        head_dtype: HeadDtype | None = None,
     ):
         super().__init__()
         if not 0 <= t <= 1:
             raise ValueError(f"t ({t}) must be between 0 (BCE) and 1 (calibrated).")
         self.sampler = NegativeSampler(num_negatives, "uniform", shared, exclude)
-        self.t, self.positions, self.head_dtype = t, positions, head_dtype
+        self.t, self.positions = t, positions
 
-    def forward(self, recommender, batch: Batch) -> Tensor:
+    def forward(self, recommender, batch: Batch, states: NextItemStates | None = None) -> Losses:
         beta = gbce_beta(self.sampler.num_negatives, recommender.items.num_items, self.t)
-        return _sampled_loss(recommender, batch, self.sampler, _binary_terms(beta), self.positions, self.head_dtype)
+        states = states or NextItemStates(recommender, batch)
+        return {"gbce": Term(_sampled_loss(states, self.sampler, _binary_terms(beta), self.positions))}
 
 
 def gbce_beta(num_negatives: int, num_items: int, t: float) -> float:
@@ -316,30 +314,25 @@ def _binary_terms(beta: float) -> Terms:
 
 
 def _sampled_loss(
-    recommender,
-    batch: Batch,
-    sampler: NegativeSampler,
-    terms: Terms,
-    positions: Positions,
-    head_dtype: HeadDtype | None,
-    log_q: Tensor | None = None,
+    states: NextItemStates, sampler: NegativeSampler, terms: Terms, positions: Positions, log_q: Tensor | None = None
 ) -> Tensor:
-    hidden, targets = next_item_rows(recommender, batch, positions)
+    recommender, batch = states.recommender, states.batch
+    hidden, targets = states.rows(positions)
     row = torch.arange(len(batch), device=targets.device)
     if positions == "all":
         row = row.repeat_interleave(batch.lengths - 1, output_size=len(targets))
     with torch.no_grad():
         negatives = sampler.draw(recommender, batch, row, targets)
-    total = _sum_of_terms(recommender.items, hidden, targets, row, negatives, sampler, terms, head_dtype, log_q)
+    total = _sum_of_terms(recommender.items, hidden, targets, row, negatives, sampler, terms, log_q)
     return mean_over_targets(total, len(targets))
 
 
-def _sum_of_terms(items, hidden, targets, row, negatives, sampler, terms, head_dtype, log_q) -> Tensor:
+def _sum_of_terms(items, hidden, targets, row, negatives, sampler, terms, log_q) -> Tensor:
     """Sums the terms of T positions over blocks, with the cheapest way to the negative logits."""
     ids, seen = negatives
     num_negatives, num_items = ids.shape[-1], items.num_items
     head = items.linear_head(hidden)
-    dtype = None if head_dtype is None else getattr(torch, head_dtype)
+    dtype = items.head_dtype
 
     def finish(positive, negative, block_ids, block_row, block_targets):
         negative, positive = negative.float(), positive.float()

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as tree
 
+from lightrec.configurable import AtLeast
 from lightrec.data.batch import Batch
-from lightrec.interfaces import Objective
+from lightrec.interfaces import History, Losses, Objective, Term
 from lightrec.objectives.next_item import mean_over_targets
 from lightrec.objectives.sampled import NegativeSampler
 
@@ -43,6 +44,8 @@ class SessionParallel(Objective):
         ValueError: an unknown loss or a negative number.
     """
 
+    limits = {"num_negatives": AtLeast(0), "bpreg": AtLeast(0), "elu": AtLeast(0), "log_q": AtLeast(0)}
+
     def __init__(
         self,
         loss: SessionLoss = "cross-entropy",
@@ -53,11 +56,6 @@ class SessionParallel(Objective):
         elu: float = 0.0,
     ):
         super().__init__()
-        if loss not in SessionLoss.__args__:
-            raise ValueError(f"loss {loss!r} is unknown; choose {' or '.join(SessionLoss.__args__)}.")
-        for name, value in (("num_negatives", num_negatives), ("bpreg", bpreg), ("elu", elu), ("log_q", log_q)):
-            if value < 0:
-                raise ValueError(f"{name} ({value}) must not be negative.")
         self.loss, self.log_q, self.bpreg, self.elu, self.alpha = loss, log_q, bpreg, elu, alpha
         self.sampler = NegativeSampler(num_negatives, "popularity", "batch", alpha=alpha) if num_negatives else None
         # popularity as it is, for the targets of the batch
@@ -65,18 +63,18 @@ class SessionParallel(Objective):
         self._users: Tensor | None = None
         self._state: Any = None
 
-    def forward(self, recommender, batch: Batch) -> Tensor:
+    def forward(self, recommender, batch: Batch, states: Any = None) -> Losses:
         if "session_begins" not in batch.columns:
-            return self._whole_sessions(recommender, batch)
+            return {"session": Term(self._whole_sessions(recommender, batch))}
         state = self._carried(recommender.encoder, batch)
         loss, state = self._one_event(recommender, batch, batch.item_ids[:, 0], batch.item_ids[:, 1], state)
         self._users, self._state = batch.user_ids, state
-        return loss
+        return {"session": Term(loss)}
 
     def _one_event(self, recommender, batch: Batch, item_ids: Tensor, targets: Tensor, state: Any):
         """Loss of one event of each session, and the states behind it, without gradient."""
         ones = torch.ones_like(item_ids)
-        x = recommender.encoder.prepare(recommender.items(item_ids[:, None]), ones)[:, 0]
+        x = recommender.encoder.enter(History(recommender.items(item_ids[:, None]), ones)).x[:, 0]
         hidden, state = recommender.encoder.step(x, state)
         candidates = targets
         if self.sampler is not None:

@@ -65,8 +65,8 @@ class StepEngine:
     def advance(self, leaves: list[Tensor], item_ids: Tensor) -> list[Tensor]:
         """Returns the leaves after one event each; item_ids is [B]."""
         ones = torch.ones_like(item_ids)
-        x = self.model.vectors(Batch(item_ids[:, None], ones, -ones))
-        x = self.model.encoder.prepare(x, ones)[:, 0]
+        history = self.model.history(Batch(item_ids[:, None], ones, -ones))
+        x = self.model.encoder.enter(history).x[:, 0]
         rows = [leaf.movedim(0, axis).contiguous() for leaf, axis in zip(leaves, self.axes, strict=False)]
         hidden, state = self.model.encoder.step(x, pytree.tree_unflatten(rows, self.tree))
         rows = pytree.tree_leaves(state)
@@ -74,7 +74,7 @@ class StepEngine:
 
     def rank(self, leaves: list[Tensor], k: int, excluded: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns item_ids [B, K] and scores [B, K]; excluded is [B, S], 0 pads."""
-        return self.model.items.top_k(leaves[-1], k, excluded)
+        return self.model.search(self.model.items, leaves[-1], k, excluded)
 
     def check(self, leaves: list[Tensor]) -> None:
         """Any finite values are a state."""
@@ -82,7 +82,7 @@ class StepEngine:
     def _compare(self, longest: int) -> None:
         """Ranks a few random histories both ways, so that a step form that means something else serves nobody.
 
-        It may differ because positions enter `prepare`, the encoder looks ahead, or the recommender has a `query` of
+        It may differ because `enter` adds positions, the encoder looks ahead, or the recommender has a `query` of
         its own.
         """
         model, num_items = self.model, self.model.items.num_items

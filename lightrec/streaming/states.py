@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightrec.configurable import describe
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 from lightrec.files import written_whole
-from lightrec.interfaces import describe
 from lightrec.recommender import SequenceRecommender
 from lightrec.streaming.engines import StepEngine, WindowEngine
 

@@ -14,10 +14,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from lightrec.checkpoint import LoadedRecommender, Recommendation
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 from lightrec.recommender import SequenceRecommender
+from lightrec.serving.loaded import LoadedRecommender, Recommendation
 from lightrec.streaming.engines import StepEngine, WindowEngine, repeated
 from lightrec.streaming.memory import Memory, insert
 from lightrec.streaming.states import Packed, State, hash_model, pack, read_state, require_finite, unpack, write_state

@@ -18,13 +18,13 @@ from torch import nn
 from lightrec import extensions, testing
 from lightrec.errors import InputError
 from lightrec.extensions import Plugin
-from lightrec.interfaces import ItemTable, Objective, SequenceEncoder
+from lightrec.interfaces import ItemTable, Objective, SequenceEncoder, total
+from lightrec.items.embedding import ItemEmbedding
 from lightrec.models.sasrec import SASRecEncoder
-from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.sampled import NegativeSampler
 from lightrec.objectives.weighted import Weighted
-from lightrec.recommender import EncoderRecommender, SequenceRecommender
+from lightrec.recommender import AdamW, EncoderRecommender, SequenceRecommender
 from lightrec.testing.contracts import has_step_form
 from lightrec.testing.harness import MAX_LENGTH, NUM_ITEMS, Factory, is_trained, sample_batch
 
@@ -140,7 +140,9 @@ def _model(kind: type, given: dict, num_items: int, max_length: int) -> Sequence
 def _around_encoder(kind: type, given: dict, num_items: int, max_length: int) -> EncoderRecommender:
     encoder = build(kind, given, num_items, max_length)
     objective = NextItem("all" if encoder.causal else "last")
-    return EncoderRecommender(ItemEmbedding(num_items, encoder.hidden_size), encoder, objective, learning_rate=1e-2)
+    return EncoderRecommender(
+        ItemEmbedding(num_items, encoder.hidden_size), encoder, objective, AdamW(learning_rate=1e-2)
+    )
 
 
 def _below_objective(
@@ -153,7 +155,7 @@ def _below_objective(
         return build(model, {"objective": objective}, num_items, max_length)
     width = _SMALL["hidden_size"]
     encoder = SASRecEncoder(max_length, width, dropout=0.1)
-    return EncoderRecommender(ItemEmbedding(num_items, width), encoder, objective, learning_rate=1e-2)
+    return EncoderRecommender(ItemEmbedding(num_items, width), encoder, objective, AdamW(learning_rate=1e-2))
 
 
 def _model_checks(factory: Factory) -> list[Check]:
@@ -193,7 +195,7 @@ def _objective_checks(kind: type, given: dict, model: type | None) -> list[Check
     recommender = alone(NUM_ITEMS, MAX_LENGTH)
     full = sample_batch().map(lambda t: t[:1])  # one row, as long as allowed
     try:
-        recommender.loss(full)
+        total(recommender.loss(full))
     except (InputError, ValueError) as error:
         name = "SASRec" if model is None else model.__name__
         raise InputError(

@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import EarlyStopping
 
-from lightrec.checkpoint import build, load_recommender
+from lightrec.checkpoint import build
+from lightrec.configurable import describe
 from lightrec.data.batch import Batch
 from lightrec.data.datamodule import TrainWindows
 from lightrec.errors import InputError
-from lightrec.interfaces import SequenceEncoder, describe
+from lightrec.interfaces import SequenceEncoder, total
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
+from lightrec.serving.loaded import load_recommender
 from lightrec.testing.harness import (
     CLOSE,
     LENGTHS,
@@ -176,7 +178,7 @@ def check_gradients_at_length_one(factory: Factory) -> None:
             model = factory(NUM_ITEMS, MAX_LENGTH).train()
             lengths = (ids > 0).sum(1)
             times = torch.where(ids > 0, 1_000_000_000 + 3600 * torch.arange(ids.shape[1]), 0)
-            loss = model.loss(Batch(ids, lengths, user_ids=torch.arange(len(ids)), timestamps=times))
+            loss = total(model.loss(Batch(ids, lengths, user_ids=torch.arange(len(ids)), timestamps=times)))
             require(loss.dim() == 0, f"{named(model)}.loss must be a scalar, its shape is {tuple(loss.shape)}.")
             require(bool(loss.isfinite()), f"{named(model)}.loss is {loss.item()} on {what}.")
             loss.backward()
@@ -300,8 +302,9 @@ def check_steps(factory: Factory) -> None:
     with quiet(seed=10):
         model, batch = ready(factory), sample_batch()
         encoder = model.encoder
-        x = encoder.prepare(model.vectors(batch), batch.lengths)
-        whole, state = encoder.mix(x, batch.lengths), encoder.init_state(len(batch), x.device)
+        history = encoder.enter(model.history(batch))
+        x = history.x
+        whole, state = encoder.mix(history), encoder.init_state(len(batch), x.device)
         for t in range(x.shape[1]):
             hidden, state = encoder.step(x[:, t], state)
             real = batch.lengths > t
@@ -359,7 +362,7 @@ def check_top_k_matches_full_scores(factory: Factory) -> None:
         logits = model.items.score(model.query(batch)).float()
         require(
             logits.shape == (len(batch), NUM_ITEMS + 1),
-            f"{named(model.items)}.score gives {tuple(logits.shape)}: expected a column an item and one for padding.",
+            f"{named(model.items)}.score gives {tuple(logits.shape)}: expected a column per item and one for padding.",
         )
         require(
             bool((logits[:, 0] == -torch.inf).all()), f"column 0 of {named(model.items)}.score must be -inf: padding."

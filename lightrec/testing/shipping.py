@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightrec.checkpoint import build
+from lightrec.configurable import describe
 from lightrec.data.batch import Batch
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.extensions.worker import Worker, serve
-from lightrec.interfaces import describe
+from lightrec.interfaces import total
 from lightrec.models.sasrec import SASRec
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
 from lightrec.testing.harness import (
@@ -123,7 +124,7 @@ def check_on_a_gpu(factory: Factory, device: str = "cuda") -> None:
             return
         ids = F.pad(there.item_ids, (1, 0), value=1)  # one event more in front: every row has a target
         users, times = torch.arange(len(ids), device=device), F.pad(there.timestamps, (1, 0))
-        loss = other.train().loss(Batch(ids, there.lengths + 1, users, timestamps=times))
+        loss = total(other.train().loss(Batch(ids, there.lengths + 1, users, timestamps=times)))
         require(bool(loss.isfinite()), f"{named(model)}.loss is {loss.item()} on {device}.")
         loss.backward()
         for name, p in other.named_parameters():
@@ -181,7 +182,7 @@ def compare_speed(factory: Factory, num_items: int = 1000, max_length: int = 50,
         asked = Batch.from_histories(ids[:, :-1].tolist()).replace(
             timestamps=times[:, :-1], target_timestamps=times[:, -1:]
         )
-        found = {"train": _ratio(models, lambda m: m.train().loss(whole).backward(), rounds)}
+        found = {"train": _ratio(models, lambda m: total(m.train().loss(whole)).backward(), rounds)}
         for each in models:
             each.eval()
         with torch.no_grad():

@@ -4,12 +4,12 @@ import lightning as L
 import pytest
 import torch
 
-from lightrec.checkpoint import load_recommender
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
 from lightrec.models import counting
 from lightrec.models.counting import Markov, Popularity
 from lightrec.ops.blocks import budget
+from lightrec.serving.loaded import load_recommender
 from lightrec.testing import toy_data, toy_log
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightrec.checkpoint import build
+from lightrec.configurable import describe
 from lightrec.data.batch import Batch
-from lightrec.interfaces import describe
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.sampled import SampledSoftmax

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor, nn
 
 from lightrec import testing
 from lightrec.models.sasrec import SASRec
-from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import EncoderRecommender
 from lightrec.testing.harness import sample_batch

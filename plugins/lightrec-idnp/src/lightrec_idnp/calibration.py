@@ -47,7 +47,7 @@ def main() -> None:
 
     import torch
 
-    from lightrec.checkpoint import load_recommender
+    from lightrec import load_recommender
     from lightrec.data.datamodule import SequenceDataModule
 
     path = args.checkpoint

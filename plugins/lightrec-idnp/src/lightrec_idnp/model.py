@@ -21,12 +21,12 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor
 
 from lightrec.data.batch import Batch
 from lightrec.interfaces import Objective, SequenceEncoder
 from lightrec.nn.dropout import Dropout
-from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.nn.sequence import last_state, valid_mask
 from lightrec.objectives.next_item import HeadDtype, catalog_cross_entropy, mean_over_targets, next_item_pairs
 from lightrec.recommender import Decay, EncoderRecommender

@@ -18,12 +18,12 @@ Differences from the released code, and why:
 from __future__ import annotations
 
 import torch
+from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor
 
 from lightrec import Batch, EncoderRecommender, InputError, ItemTable, Objective, RankingMetrics, SequenceEncoder
 from lightrec.metrics.functional import distinct_targets, ndcg, num_targets, target_ranks
 from lightrec.models.sasrec import SASRecEncoder
-from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.recommender import Decay
 from lightrec_rearec.objectives import ERL, PRL
 from lightrec_rearec.reasoning import Aggregate, reason_with

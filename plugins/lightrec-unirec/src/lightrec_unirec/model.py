@@ -14,13 +14,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor, nn
 
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
 from lightrec.interfaces import Objective, SequenceEncoder
 from lightrec.nn.dropout import Dropout
-from lightrec.nn.item_embedding import ItemEmbedding
 from lightrec.nn.sequence import last_state, positions_from_end, real_positions, valid_mask
 from lightrec.objectives.next_item import HeadDtype, catalog_cross_entropy, mean_over_targets, next_item_pairs
 from lightrec.recommender import Decay, EncoderRecommender

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from lightrec.nn.item_embedding import ItemEmbedding
 
 OPTIONS = [

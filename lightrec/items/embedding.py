@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightrec.configurable import Above, AtLeast
 from lightrec.interfaces import ItemTable, LinearHead
+
+HeadDtype = Literal["float32", "bfloat16"]
 
 
 class ItemEmbedding(ItemTable):
@@ -21,7 +26,11 @@ class ItemEmbedding(ItemTable):
         num_special: extra ids above num_items, such as a mask, that have a vector but are never scored.
         cosine_temperature: None scores by dot product; a number scores by cosine divided by it.
         std: standard deviation of the normal initialisation; None is Xavier normal over the whole table.
+        head_dtype: dtype of the matrix products with the catalog while training; `bfloat16` takes a third less time on
+            a CPU that has it. None is float32, or the dtype of autocast.
     """
+
+    limits = {"num_items": AtLeast(1), "cosine_temperature": Above(0)}
 
     def __init__(
         self,
@@ -33,14 +42,12 @@ class ItemEmbedding(ItemTable):
         num_special: int = 0,
         cosine_temperature: float | None = None,
         std: float | None = None,
+        head_dtype: HeadDtype | None = None,
     ):
         super().__init__()
-        if num_items < 1:
-            raise ValueError(f"num_items ({num_items}) must be at least 1.")
-        if cosine_temperature is not None and cosine_temperature <= 0:
-            raise ValueError(f"cosine_temperature ({cosine_temperature}) must be positive.")
         self.num_items, self.hidden_size = num_items, hidden_size
         self.scale, self.cosine_temperature = scale, cosine_temperature
+        self.head_dtype = None if head_dtype is None else getattr(torch, head_dtype)
         self.embedding = nn.Embedding(num_items + 1 + num_special, hidden_size, padding_idx=0)
         self.output = None if tied else nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
         self.bias = nn.Parameter(torch.zeros(num_items)) if bias else None
