@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor, nn
 
 from lightrec import interfaces
@@ -14,6 +13,8 @@ from lightrec.checkpoint import build
 from lightrec.configurable import Configurable, describe
 from lightrec.errors import InputError
 from lightrec.interfaces import ItemTable, SequenceEncoder
+from lightrec.items.embedding import ItemEmbedding
+from lightrec.search.exact import ExactSearch
 
 
 class Part(Configurable):
@@ -118,7 +119,7 @@ def test_an_encoder_without_a_step_form_says_what_to_do():
 @pytest.mark.parametrize("k", [1, 5, NUM_ITEMS])
 def test_top_k_is_what_sorting_all_scores_gives(table, k):
     hidden = torch.randn(6, 5)
-    item_ids, scores = table.top_k(hidden, k)
+    item_ids, scores = ExactSearch()(table, hidden, k)
     expected_ids, expected = numpy_ranking(table, hidden)
     assert np.array_equal(item_ids.numpy(), expected_ids[:, :k])
     assert np.allclose(scores.detach().numpy(), expected[:, :k], atol=1e-6)
@@ -128,9 +129,9 @@ def test_top_k_is_what_sorting_all_scores_gives(table, k):
 def test_blocks_of_any_size_give_one_blocks_answer(table, monkeypatch, block_items):
     hidden = torch.randn(6, 5)
     exclude = torch.tensor([[1, 2, 0], [23, 22, 21], [0, 0, 0], [5, 5, 5], [8, 1, 23], [4, 0, 7]])
-    whole_ids, whole = table.top_k(hidden, 4, exclude)
+    whole_ids, whole = ExactSearch()(table, hidden, 4, exclude)
     monkeypatch.setattr(interfaces, "_BLOCK_BYTES", 4 * len(hidden) * block_items)
-    item_ids, scores = table.top_k(hidden, 4, exclude)
+    item_ids, scores = ExactSearch()(table, hidden, 4, exclude)
     assert torch.equal(item_ids, whole_ids) and torch.allclose(scores, whole, atol=1e-6)
     expected_ids, _ = numpy_ranking(table, hidden, exclude)
     assert np.array_equal(item_ids.numpy(), expected_ids[:, :4])
@@ -139,7 +140,7 @@ def test_blocks_of_any_size_give_one_blocks_answer(table, monkeypatch, block_ite
 def test_excluded_items_are_left_out_and_lists_that_run_out_are_padded(table):
     hidden = torch.randn(2, 5)
     exclude = torch.tensor([[*range(1, 21), 0, 0, 0], [*range(1, NUM_ITEMS + 1)]])
-    item_ids, scores = table.top_k(hidden, 5, exclude)
+    item_ids, scores = ExactSearch()(table, hidden, 5, exclude)
     assert set(item_ids[0, :3].tolist()) == {21, 22, 23} and item_ids[0, 3:].tolist() == [0, 0]
     assert (scores[0, 3:] == -torch.inf).all() and scores[0, :3].isfinite().all()
     assert item_ids[1].tolist() == [0] * 5 and (scores[1] == -torch.inf).all()
@@ -147,7 +148,7 @@ def test_excluded_items_are_left_out_and_lists_that_run_out_are_padded(table):
 
 def test_more_places_than_items_are_padded(table, monkeypatch):
     monkeypatch.setattr(interfaces, "_BLOCK_BYTES", 1)
-    item_ids, scores = table.top_k(torch.randn(3, 5), NUM_ITEMS + 4)
+    item_ids, scores = ExactSearch()(table, torch.randn(3, 5), NUM_ITEMS + 4)
     assert (item_ids[:, NUM_ITEMS:] == 0).all() and (scores[:, NUM_ITEMS:] == -torch.inf).all()
     assert all(sorted(row[:NUM_ITEMS].tolist()) == list(range(1, NUM_ITEMS + 1)) for row in item_ids)
 
@@ -155,7 +156,7 @@ def test_more_places_than_items_are_padded(table, monkeypatch):
 def test_candidates_are_all_there_is_to_rank(table):
     hidden = torch.randn(2, 5)
     candidates = torch.tensor([[3, 9, 23, 0], [1, 2, 0, 0]])
-    item_ids, scores = table.top_k(hidden, 5, candidate_ids=candidates)
+    item_ids, scores = ExactSearch()(table, hidden, 5, candidate_ids=candidates)
     full = table.score(hidden)
     for row, own in enumerate(([3, 9, 23], [1, 2])):
         expected = sorted(own, key=lambda item: -full[row, item].item())
@@ -167,8 +168,8 @@ def test_candidates_may_be_excluded_too(table):
     hidden = torch.randn(3, 5)
     candidates = torch.tensor([[3, 9, 23, 7], [1, 2, 0, 0], [4, 5, 6, 7]])
     exclude = torch.tensor([[23, 3, 11], [0, 0, 0], [7, 5, 4]])
-    item_ids, scores = table.top_k(hidden, 4, exclude, candidates)
-    alone_ids, alone = table.top_k(hidden, 4, None, torch.tensor([[9, 7, 0, 0], [1, 2, 0, 0], [6, 0, 0, 0]]))
+    item_ids, scores = ExactSearch()(table, hidden, 4, exclude, candidates)
+    alone_ids, alone = ExactSearch()(table, hidden, 4, None, torch.tensor([[9, 7, 0, 0], [1, 2, 0, 0], [6, 0, 0, 0]]))
     assert torch.equal(item_ids, alone_ids) and torch.allclose(scores, alone, atol=1e-6)
 
 
@@ -179,15 +180,15 @@ def test_a_nan_anywhere_raises(table, monkeypatch, block_bytes):
         spoiled = copy.deepcopy(table)
         with torch.no_grad():
             spoiled.embedding.weight[item] = torch.nan
-        with pytest.raises(InputError, match="diverged; lower --model.learning_rate"):
-            spoiled.top_k(torch.randn(3, 5), 2)
+        with pytest.raises(InputError, match="diverged; lower --model.optimizer.learning_rate"):
+            ExactSearch()(spoiled, torch.randn(3, 5), 2)
 
 
 def test_ranking_is_in_float32_under_autocast(table):
     hidden = torch.randn(3, 5)
-    expected = table.top_k(hidden, 5)
+    expected = ExactSearch()(table, hidden, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        item_ids, scores = table.top_k(hidden, 5)
+        item_ids, scores = ExactSearch()(table, hidden, 5)
     assert scores.dtype == torch.float32 and torch.equal(item_ids, expected[0]) and torch.equal(scores, expected[1])
 
 
@@ -200,8 +201,8 @@ def test_a_table_in_any_dtype_ranks_by_float32_scores(table, dtype, monkeypatch)
     for block_bytes in (2**20, 4 * len(hidden) * 7):
         monkeypatch.setattr(interfaces, "_BLOCK_BYTES", block_bytes)
         for given in (None, candidates):
-            item_ids, scores = table.top_k(hidden, 3, candidate_ids=given)
-            best = exact.top_k(hidden, 3, candidate_ids=given)[1]
+            item_ids, scores = ExactSearch()(table, hidden, 3, candidate_ids=given)
+            best = ExactSearch()(exact, hidden, 3, candidate_ids=given)[1]
             assert scores.dtype == torch.float32 and item_ids.min() > 0
             assert torch.allclose(scores, best, rtol=tolerance, atol=tolerance * best.abs().max().item())
 
@@ -209,7 +210,7 @@ def test_a_table_in_any_dtype_ranks_by_float32_scores(table, dtype, monkeypatch)
 def test_a_linear_head_in_bfloat16_is_summed_in_float32():
     torch.manual_seed(0)
     table, hidden = ItemEmbedding(NUM_ITEMS, 64).bfloat16(), torch.randn(6, 64).bfloat16()
-    _, scores = table.top_k(hidden, NUM_ITEMS)
+    _, scores = ExactSearch()(table, hidden, NUM_ITEMS)
     exact = (hidden.double() @ table.embedding.weight[1:].double().T).sort(1, descending=True).values
     assert torch.allclose(scores.double(), exact, rtol=1e-5, atol=1e-6)
 
@@ -233,5 +234,5 @@ def test_a_table_whose_vectors_are_buffers_or_float16_beside_float32_ranks_too()
 
     for projected in (False, True):
         for hidden in (torch.randn(3, 5), torch.randn(3, 5).bfloat16()):
-            item_ids, scores = Fixed(projected).top_k(hidden, 4)
+            item_ids, scores = ExactSearch()(Fixed(projected), hidden, 4)
             assert scores.dtype == torch.float32 and scores.isfinite().all() and item_ids.min() > 0

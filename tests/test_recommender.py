@@ -6,10 +6,10 @@ import math
 import lightning as L
 import pytest
 import torch
-from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor
 
 from lightrec.data.batch import Batch
+from lightrec.items.embedding import ItemEmbedding
 from lightrec.metrics.ranking import RankingMetrics
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem

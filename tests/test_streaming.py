@@ -11,12 +11,12 @@ import lightning as L
 import polars as pl
 import pytest
 import torch
-from lightrec.nn.item_embedding import ItemEmbedding
 
 from lightrec.data.batch import Batch
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 from lightrec.interfaces import ItemTable, SequenceEncoder
+from lightrec.items.embedding import ItemEmbedding
 from lightrec.models.counting import Markov
 from lightrec.models.gru4rec import GRU4Rec
 from lightrec.models.sasrec import SASRec

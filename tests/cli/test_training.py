@@ -257,7 +257,7 @@ def test_a_recommender_is_composed_of_named_parts_that_are_told_the_data(small):
     parts = {
         "class_path": "lightrec.recommender.EncoderRecommender",
         "init_args": {
-            "items": {"class_path": "lightrec.nn.item_embedding.ItemEmbedding", "init_args": {"hidden_size": 8}},
+            "items": {"class_path": "lightrec.items.embedding.ItemEmbedding", "init_args": {"hidden_size": 8}},
             "encoder": {"class_path": "SASRecEncoder", "init_args": {"hidden_size": 8}},
             "objective": "NextItem",
         },

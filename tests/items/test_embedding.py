@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from lightrec.nn.item_embedding import ItemEmbedding
+
+from lightrec.items.embedding import ItemEmbedding
+from lightrec.search.exact import ExactSearch
 
 OPTIONS = [
     dict(),
@@ -41,7 +43,7 @@ def test_scores_of_candidates_are_columns_of_the_full_scores(table):
 
 def test_top_k_is_the_sorted_full_score(table):
     hidden = torch.randn(3, 4)
-    ids, scores = table.top_k(hidden, 5)
+    ids, scores = ExactSearch()(table, hidden, 5)
     expected, columns = table.score(hidden).topk(5)
     assert torch.equal(ids, columns) and torch.allclose(scores, expected, atol=1e-6)
 
@@ -49,7 +51,7 @@ def test_top_k_is_the_sorted_full_score(table):
 def test_excluded_items_never_appear_and_short_lists_are_filled_with_padding(table):
     hidden = torch.randn(2, 4)
     exclude = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [9, 0, 0, 0, 0, 0, 0]])
-    ids, scores = table.top_k(hidden, 4, exclude_ids=exclude)
+    ids, scores = ExactSearch()(table, hidden, 4, exclude_ids=exclude)
     assert set(ids[0].tolist()) == {8, 9, 0} and (scores[0, 2:] == -torch.inf).all()
     assert 9 not in ids[1].tolist() and 0 not in ids[1].tolist()
 
@@ -57,7 +59,7 @@ def test_excluded_items_never_appear_and_short_lists_are_filled_with_padding(tab
 def test_special_ids_have_vectors_but_are_never_ranked():
     table = ItemEmbedding(5, 4, num_special=1)
     assert table(torch.tensor([6])).abs().sum() > 0
-    ids, _ = table.top_k(torch.randn(50, 4) * 10, 5)
+    ids, _ = ExactSearch()(table, torch.randn(50, 4) * 10, 5)
     assert ids.max() <= 5
 
 

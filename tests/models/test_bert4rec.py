@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lightrec.nn.item_embedding import ItemEmbedding
 from torch import nn
 
 from lightrec.data.batch import Batch
 from lightrec.interfaces import Objective
+from lightrec.items.embedding import ItemEmbedding
 from lightrec.models.bert4rec import BERT4Rec, BERT4RecEncoder, BERT4RecItems
 from lightrec.objectives.masked_item import Cloze
 from lightrec.objectives.next_item import NextItem

@@ -35,12 +35,12 @@ def factories():
     for plugin in extensions.installed("models"):
         if plugin.builtin and find_spec(plugin.value.split(":")[0]) is not None:
             found[plugin.name] = partial(small, extensions.load(plugin))
-    found["SASRec original2018"] = partial(small, SASRec, variant="original2018")
+    found["SASRec original2018"] = partial(small, SASRec, fidelity="released")
     found["SASRec post_norm"] = partial(small, SASRec, variant="post_norm", attention_dropout=0.1)
     found["SASRec two heads, last position"] = partial(small, SASRec, num_heads=2, objective=NextItem("last"))
     found["Mamba4Rec two layers, released"] = partial(small, Mamba4Rec, num_layers=2, init="released", state_size=4)
     for name in ("HMambaFull", "HMambaHalf"):
-        found[f"{name} algorithm1"] = partial(found[name], compat="algorithm1")
+        found[f"{name} algorithm1"] = partial(found[name], fidelity="paper")
     found["HMamba two layers, distance"] = partial(found["HMamba"], num_layers=2, power=1, temperature=0.25)
     return found
 

@@ -205,7 +205,7 @@ def test_the_first_curvature_puts_normed_states_at_radius_two_whatever_the_width
 def test_half_of_the_listing_is_mamba4rec_to_the_letter():
     """Taken literally, the Half branch of the paper's algorithm has no hyperbolic operation."""
     mamba = Mamba4Rec(30, hidden_size=8, state_size=4, init="released").eval()
-    half = with_weights_of(HMambaHalf(30, hidden_size=8, state_size=4, compat="algorithm1"), mamba)
+    half = with_weights_of(HMambaHalf(30, hidden_size=8, state_size=4, fidelity="paper"), mamba)
     batch, _ = histories()
     assert torch.equal(half.items.score(half.query(batch)), mamba.items.score(mamba.query(batch)))
     assert torch.equal(half.loss(batch.map(lambda t: t[:2])), mamba.loss(batch.map(lambda t: t[:2])))
@@ -279,7 +279,7 @@ def test_full_as_released_begins_as_published():
 
 
 def test_full_of_the_listing_reads_points_and_scores_by_distance():
-    model = HMambaFull(30, hidden_size=8, state_size=4, compat="algorithm1", kappa=0.5).eval()
+    model = HMambaFull(30, hidden_size=8, state_size=4, fidelity="paper", kappa=0.5).eval()
     batch, _ = histories()
     x = model.encoder.prepare(model.vectors(batch), batch.lengths)
     off = -x[..., 0].square() + x[..., 1:].square().sum(-1) + 2.0  # <x, x> = -1 / kappa
@@ -325,7 +325,7 @@ def test_the_released_full_is_refused_at_widths_at_which_nothing_has_a_gradient(
     assert ReleasedHyperbolicItems(200, 128).saturated(hidden) > 0.99
     with pytest.raises(InputError, match=r"hidden_size \(128\): from 99 on"):
         HMambaFull(200, hidden_size=128)
-    HMambaFull(200, hidden_size=128, compat="algorithm1")
+    HMambaFull(200, hidden_size=128, fidelity="paper")
 
 
 @pytest.mark.parametrize("kind", [HMamba, HMambaFull])

@@ -40,7 +40,7 @@ def randomised(**options):
 
 
 def test_original2018_is_the_graph_of_the_released_code_on_three_items():
-    encoder = randomised(variant="original2018")
+    encoder = randomised(fidelity="released")
     x = torch.randn(3, 4)
     y = x + encoder.positions.weight[[2, 1, 0]]  # the most recent item stands at 0
     for block in encoder.blocks:
@@ -110,7 +110,7 @@ def test_padding_on_the_right_changes_no_state():
 
 
 def test_original2018_scales_what_it_reads_and_not_what_it_scores():
-    model = SASRec(9, max_length=6, hidden_size=16, variant="original2018")
+    model = SASRec(9, max_length=6, hidden_size=16, fidelity="released")
     table = model.items.embedding.weight
     assert torch.allclose(model.items(torch.tensor([3])), 4 * table[3])
     hidden = torch.randn(1, 16)

