@@ -26,7 +26,7 @@ from lightrec import extensions
 from lightrec.errors import InputError
 from lightrec.ops.registry import explain
 from lightrec.ops.selective_scan import ScanSpec
-from lightrec.streaming import StreamingRecommender
+from lightrec.serving.stream import StreamingRecommender
 
 MODELS = ("GRU4Rec", "Mamba4Rec", "HMamba", "SASRec")
 AT_ONCE = (1, 64)

@@ -30,7 +30,8 @@ _HOME = {
     "Optimizer": "lightrec.recommender",
     "Evaluation": "lightrec.recommender",
     "RankingMetrics": "lightrec.metrics.ranking",
-    "load_recommender": "lightrec.serving.loaded",
+    "load_recommender": "lightrec.serving",
+    "StreamingRecommender": "lightrec.serving",
     "InputError": "lightrec.errors",
 }
 __all__ = [*_HOME, "PLUGIN_API", "__version__"]

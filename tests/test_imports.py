@@ -13,7 +13,7 @@ import lightrec
 ROOT = Path(lightrec.__file__).parent
 ALL_BUT_CLI = (
     "errors files configurable part data metrics ops extensions interfaces items search nn objectives recommender "
-    "models checkpoint serving streaming callbacks tracking testing"
+    "models checkpoint serving callbacks tracking testing"
 ).split()
 
 # The table of docs/architecture.md. A dotted name allows that module only; "lightrec" is the version and public names.
@@ -56,9 +56,8 @@ MAY_IMPORT = {
         "errors",
     ],  # fmt: skip
     "checkpoint": ["recommender", "configurable", "extensions", "data", "errors", "lightrec"],
-    "serving": ["checkpoint", "recommender", "data", "errors"],
-    "streaming": ["recommender", "interfaces", "serving", "configurable", "extensions", "data", "errors", "files"],
-    "callbacks": ["recommender", "data", "errors", "files"],
+    "serving": ["checkpoint", "recommender", "interfaces", "configurable", "extensions", "data", "errors", "files"],
+    "callbacks": ["recommender", "data", "extensions", "errors", "files"],
     "tracking": ["recommender", "data", "errors"],
     "testing": [*ALL_BUT_CLI, "lightrec"],
     "cli": [*ALL_BUT_CLI, "cli", "lightrec"],

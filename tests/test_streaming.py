@@ -23,7 +23,7 @@ from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem
 from lightrec.recommender import EncoderRecommender
 from lightrec.serving.loaded import LoadedRecommender, load_recommender
-from lightrec.streaming import StreamingRecommender
+from lightrec.serving.stream import StreamingRecommender
 from lightrec.testing import toy_data
 
 NUM_ITEMS, MAX_LENGTH = 40, 12

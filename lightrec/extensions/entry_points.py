@@ -20,14 +20,29 @@ from typing import NamedTuple
 from lightrec.errors import InputError
 from lightrec.extensions.compatibility import API_GROUP, incompatibility
 
-KINDS = ("models", "encoders", "objectives", "datasets", "kernels", "commands")
+KINDS = (
+    "models",
+    "encoders",
+    "items",
+    "objectives",
+    "optimizers",
+    "searches",
+    "evaluations",
+    "datasets",
+    "kernels",
+    "commands",
+)
 HOME = "lightrec"  # the distribution whose entries are the built-ins
 
 # What a name of these kinds must be; the others are functions. Compared by name: this package never imports torch.
-_BASES = {
-    "models": "lightrec.recommender.SequenceRecommender",
+BASES = {
+    "models": "lightrec.recommender.contract.SequenceRecommender",
     "encoders": "lightrec.interfaces.SequenceEncoder",
     "objectives": "lightrec.interfaces.Objective",
+    "items": "lightrec.interfaces.ItemTable",
+    "searches": "lightrec.interfaces.Search",
+    "optimizers": "lightrec.recommender.optimizer.Optimizer",
+    "evaluations": "lightrec.recommender.evaluation.Evaluation",
 }
 
 
@@ -281,7 +296,7 @@ def _allowed(distribution: str) -> bool:
 
 def _wrong_kind(plugin: Plugin, found: object) -> str | None:
     """Says how what was imported differs from what it was declared as."""
-    base = _BASES.get(plugin.kind)
+    base = BASES.get(plugin.kind)
     what = plugin.path.rpartition(".")[2]
     if base is None:
         return None if callable(found) else f"{what} is a {type(found).__name__}, not a function"
@@ -305,7 +320,7 @@ def _tell_slow(plugin: Plugin) -> None:
 
 
 def _one(kind: str) -> str:
-    return {"datasets": "data source"}.get(kind, kind.removesuffix("s"))
+    return {"datasets": "data source", "items": "item table", "searches": "search"}.get(kind, kind.removesuffix("s"))
 
 
 def _broken(plugin: Plugin, cause: str) -> str:

@@ -12,13 +12,13 @@ import tempfile
 from dataclasses import asdict, dataclass
 from importlib import import_module
 
-from lightrec.extensions.entry_points import Plugin, PluginError, load
+from lightrec.extensions.entry_points import BASES, Plugin, PluginError, load
 from lightrec.extensions.worker import Worker, serve
 
 LIMIT = 60.0
 """Seconds that the import of a plug-in may take; torch and lightrec are there already and do not count."""
 _START = 300.0  # seconds for Python, torch and lightrec, on a machine with much to do
-_WITH_TORCH = ("models", "encoders", "objectives", "kernels")
+_WITH_TORCH = (*BASES, "kernels")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def answer() -> None:
     job, say = serve()
     plugins = [Plugin(**fields) for fields in job["plugins"]]
     if any(plugin.kind in _WITH_TORCH for plugin in plugins):
-        import_module("lightrec.recommender")
+        import_module("lightning")  # what takes long is not the plug-in's to answer for
     say({"ready": True})
     with tempfile.TemporaryFile() as noise:
         for plugin in plugins:

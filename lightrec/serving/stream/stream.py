@@ -18,9 +18,18 @@ from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 from lightrec.recommender import SequenceRecommender
 from lightrec.serving.loaded import LoadedRecommender, Recommendation
-from lightrec.streaming.engines import StepEngine, WindowEngine, repeated
-from lightrec.streaming.memory import Memory, insert
-from lightrec.streaming.states import Packed, State, hash_model, pack, read_state, require_finite, unpack, write_state
+from lightrec.serving.stream.engines import StepEngine, WindowEngine, repeated
+from lightrec.serving.stream.memory import Memory, insert
+from lightrec.serving.stream.states import (
+    Packed,
+    State,
+    hash_model,
+    pack,
+    read_state,
+    require_finite,
+    unpack,
+    write_state,
+)
 
 _ROWS = 256  # users that are advanced or ranked at once: bounds the memory of a call
 

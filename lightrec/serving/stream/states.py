@@ -23,7 +23,7 @@ from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 from lightrec.files import written_whole
 from lightrec.recommender import SequenceRecommender
-from lightrec.streaming.engines import StepEngine, WindowEngine
+from lightrec.serving.stream.engines import StepEngine, WindowEngine
 
 FORMAT = 1
 

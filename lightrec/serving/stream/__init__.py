@@ -13,6 +13,6 @@ A stream is one object in one process. Calls from several threads take turns; pr
 own users. Callbacks run within a call and may not call the stream.
 """
 
-from lightrec.streaming.stream import StreamingRecommender
+from lightrec.serving.stream.stream import StreamingRecommender
 
 __all__ = ["StreamingRecommender"]
