@@ -146,28 +146,27 @@ SPELLINGS = {
     "--model.warmup_steps": ["--model.optimizer.warmup_steps"],
     "--model.decay": ["--model.optimizer.decay"],
     "--model.momentum": ["--model.optimizer.momentum"],
-    "--model.variant": ["--model.residual"],
-    "--model.variant original2018": ["--model.fidelity paper", "--model.residual original2018"],
-    "--model.variant query_norm": ["--model.fidelity released", "--model.residual query_norm"],
+    "--model.variant original2018": ["--model.fidelity released"],
     "--model.init released": ["--model.fidelity released"],
     "--model.compat released": ["--model.fidelity released"],
     "--model.compat algorithm1": ["--model.fidelity paper"],
     "--model.objective.form paper": ["--model.objective.fidelity paper"],
-    "--model.objective.head_dtype bfloat16": ["--model.items.head_dtype bfloat16", "--model.head_dtype bfloat16"],
+    "--model.objective.head_dtype bfloat16": ["--model.head_dtype bfloat16"],
 }
+accepted: set[str] = set()
+# On 100,000 events the neighbours of all prefixes take a minute.
+TOY_ONLY = {"SRACL, prefixes"}
 # Of the checkpoint: what is fitted from data or only measures.
 LEFT_OUT = ("objective.", "search.", "evaluation.", "metrics.")
 
 
 def spellings(flags: str) -> list[list[str]]:
-    """Returns the command line in every spelling, the newest first."""
+    """Returns the command line in every spelling: first as earlier lines were accepted, then the newest."""
     words = flags.split()
-    pairs = [f"{words[i]} {words[i + 1]}" for i in range(0, len(words), 2)]
     choices = []
-    for pair in pairs:
-        flag, value = pair.split(" ")
-        known = SPELLINGS.get(pair) or [f"{name} {value}" for name in SPELLINGS.get(flag, [])]
-        choices.append([*known, pair])
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        known = SPELLINGS.get(f"{flag} {value}") or [f"{name} {value}" for name in SPELLINGS.get(flag, [])]
+        choices.append(sorted([*known, f"{flag} {value}"], key=lambda pair: pair.split()[0] not in accepted))
     return [" ".join(chosen).split() for chosen in itertools.product(*choices)]
 
 
@@ -235,19 +234,13 @@ def command(words: list[str]) -> str | None:
 
 def train(flags: str, data: list[str], run: Path) -> str | None:
     """Trains in the first spelling that is accepted; returns what went wrong with all of them, or None."""
-    steps = [
-        "--trainer.max_steps",
-        str(STEPS),
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.enable_progress_bar",
-        "false",
-    ]
-    quiet = ["--tracking", "none", "--patience", "0", "--trainer.enable_model_summary", "false"]
+    steps = ["--trainer.max_steps", str(STEPS), "--trainer.accelerator", "cpu"]
+    quiet = ["--tracking", "none", "--patience", "0", "--trainer.enable_progress_bar", "false"]
     complaints = []
     for spelling in spellings(flags):
         wrong = command(["fit", *data, *spelling, *steps, *quiet, "--run_folder", str(run)])
         if wrong is None:
+            accepted.update(spelling[::2])
             return None
         complaints.append(wrong.strip().splitlines()[-1])
     return " | ".join(complaints)
@@ -300,7 +293,8 @@ def run_all() -> int:
         for log, data in logs.items():
             for number, (model, flags) in enumerate(MODELS.items()):
                 name = f"{log} {model}"
-                if options.only.lower() in name.lower():
+                left_out = log != "toy" and model in TOY_ONLY
+                if options.only.lower() in name.lower() and not left_out:
                     lines[name] = line(flags, data, folder / f"{log}-{number}")
                     print(f"{name}: {lines[name]}", flush=True)
         print(f"# {len(lines)} lines in {time.perf_counter() - began:.0f} s")
