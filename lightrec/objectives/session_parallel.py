@@ -17,8 +17,8 @@ from torch.utils import _pytree as tree
 from lightrec.configurable import AtLeast
 from lightrec.data.batch import Batch
 from lightrec.interfaces import History, Losses, Objective, Term
+from lightrec.objectives.negatives import NegativeSampler
 from lightrec.objectives.next_item import mean_over_targets
-from lightrec.objectives.sampled import NegativeSampler
 
 SessionLoss = Literal["cross-entropy", "bpr-max"]
 
@@ -78,7 +78,7 @@ class SessionParallel(Objective):
         hidden, state = recommender.encoder.step(x, state)
         candidates = targets
         if self.sampler is not None:
-            candidates = torch.cat([targets, self.sampler.draw(recommender, batch, ones, targets).ids])
+            candidates = torch.cat([targets, self.sampler.draw(recommender.items, batch, ones, targets).ids])
         scores = recommender.items.score(hidden, candidates).float()
         if self.loss == "cross-entropy":
             if self.counts is not None:
@@ -119,10 +119,10 @@ class SessionParallel(Objective):
         # Log of how often each candidate is expected. The official code takes counts as they are, so that its two kinds
         # of candidates are off by a constant against each other.
         batch_size = len(targets)
-        log_p = self.counts.log_q(recommender)[targets] + math.log(max(1, batch_size))
+        log_p = self.counts.log_q(recommender.items)[targets] + math.log(max(1, batch_size))
         if self.sampler is None:
             return log_p
-        drawn = self.sampler.log_q(recommender)[candidates[batch_size:]]
+        drawn = self.sampler.log_q(recommender.items)[candidates[batch_size:]]
         return torch.cat([log_p, drawn + math.log(self.sampler.num_negatives)])
 
     def _bpr_max(self, scores: Tensor) -> Tensor:

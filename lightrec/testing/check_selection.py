@@ -21,8 +21,8 @@ from lightrec.extensions import Plugin
 from lightrec.interfaces import ItemTable, Objective, SequenceEncoder, total
 from lightrec.items.embedding import ItemEmbedding
 from lightrec.models.sasrec import SASRecEncoder
+from lightrec.objectives.negatives import NegativeSampler
 from lightrec.objectives.next_item import NextItem
-from lightrec.objectives.sampled import NegativeSampler
 from lightrec.objectives.weighted import Weighted
 from lightrec.recommender import AdamW, EncoderRecommender, SequenceRecommender
 from lightrec.testing.contracts import has_step_form
@@ -113,7 +113,7 @@ def build(kind: type, given: dict, num_items: int, max_length: int):
         raise InputError(f"{kind.__name__}({shown}) cannot be built: {error} Give other values with --set.") from error
     for module in part.modules():
         if isinstance(module, NegativeSampler) and module.proposal == "popularity":
-            module.connect(torch.arange(num_items + 1))  # what the data would tell
+            module.item_counts = torch.arange(num_items + 1)  # what the data would tell
     return part
 
 

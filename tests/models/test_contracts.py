@@ -10,8 +10,8 @@ import torch
 from lightrec import extensions, testing
 from lightrec.models.mamba4rec import Mamba4Rec
 from lightrec.models.sasrec import SASRec
+from lightrec.objectives.negatives import NegativeSampler
 from lightrec.objectives.next_item import NextItem
-from lightrec.objectives.sampled import NegativeSampler
 from lightrec.testing.harness import sample_batch
 
 SMALL = dict(hidden_size=16, learning_rate=1e-2, dropout=0.1)
@@ -25,7 +25,7 @@ def small(kind, num_items, max_length, **options):
     model = kind(num_items=num_items, **length, **options)
     for module in model.modules():
         if isinstance(module, NegativeSampler) and module.proposal == "popularity":
-            module.connect(torch.arange(num_items + 1))  # what a data module would tell
+            module.item_counts = torch.arange(num_items + 1)  # what a data module would tell
     return model
 
 

@@ -36,7 +36,7 @@ def model(**options):
     counts = torch.arange(NUM_ITEMS + 1)
     for sampler in (made.objective.sampler, made.objective.counts):
         if sampler is not None:
-            sampler.connect(counts)
+            sampler.item_counts = counts
     return made
 
 
@@ -87,7 +87,7 @@ def test_samples_join_the_targets_and_are_shared_by_the_batch():
     torch.manual_seed(3)
     loss = recommender.loss(batch)
     torch.manual_seed(3)
-    drawn = recommender.objective.sampler.draw(recommender, batch, torch.ones(3), batch.item_ids[:, 1]).ids
+    drawn = recommender.objective.sampler.draw(recommender.items, batch, torch.ones(3), batch.item_ids[:, 1]).ids
     hidden = recommender.encoder(recommender.items(batch.item_ids[:, :1]), torch.ones(3, dtype=torch.long))[:, 0]
     logits = recommender.items.score(hidden, torch.cat([batch.item_ids[:, 1], drawn]))
     assert len(drawn) == 7 and torch.allclose(loss, F.cross_entropy(logits, torch.arange(3)), atol=1e-6)
@@ -101,7 +101,7 @@ def test_the_full_correction_estimates_the_softmax_over_the_catalog(alpha):
     scores = torch.randn(NUM_ITEMS + 1)
     target, total = torch.tensor([5]), []
     for _ in range(400):
-        ids = objective.sampler.draw(recommender, [None], torch.ones(1), target).ids
+        ids = objective.sampler.draw(recommender.items, [None], torch.ones(1), target).ids
         log_p = objective._log_popularity(recommender, target, torch.cat([target, ids]))[1:]
         total.append((scores[ids] - log_p).exp().sum())
     assert torch.stack(total).mean().item() == pytest.approx(scores[1:].exp().sum().item(), rel=1e-2)
