@@ -241,7 +241,11 @@ def choose(asked: Asked) -> NegativeScores:
 
 @torch.compiler.disable
 def sum_over_blocks(
-    block_loss, size: int, per_row: tuple[Tensor, ...], shared: tuple[Tensor, ...], dtype: torch.dtype | None = None
+    block_loss: Callable[..., Tensor],
+    size: int,
+    per_row: tuple[Tensor, ...],
+    shared: tuple[Tensor, ...],
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Sums `block_loss(block, *rows of the block, *shared)` over blocks of rows, in the memory of one block.
 
