@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lightrec.data.batch import Batch
+from lightrec.interfaces import total
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.negative_scores import (
     Asked,
@@ -30,7 +31,7 @@ def seeded():
 def at(objective, model, batch, ids, **options):
     """The loss with the negatives of the test instead of a draw, shared and excluded as the objective says."""
     negatives = Negatives(ids, objective.sampler.shared, objective.sampler.exclude)
-    return objective(model, batch, negatives=negatives, **options)
+    return total(objective(model, batch, negatives=negatives, **options))
 
 
 def score_by_hand(items):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from lightrec import SequenceDataModule, testing
+from lightrec.models.sasrec import SASRec
 from lightrec.objectives.negatives import NegativeSampler
-from lightrec.objectives.next_item import next_item_rows
+from lightrec.objectives.next_item import NextItemStates
 from lightrec.objectives.sampled import SampledSoftmax
 
 NUM_ITEMS = 12
@@ -44,7 +46,7 @@ def test_uniform_draws_reach_every_item_and_never_padding(model, batch):
 def test_excluded_negatives_never_count(model, batch, exclude, shared):
     sampler = NegativeSampler(30, shared=shared, exclude=exclude)
     row = torch.repeat_interleave(torch.arange(3), batch.lengths - 1)
-    _, targets = next_item_rows(model, batch)
+    _, targets = NextItemStates(model, batch).rows()
     negatives = sampler.draw(model.items, batch, row, targets)
     ids = negatives.of(slice(None), row)
     taken = negatives.taken(ids, row, targets)
@@ -65,20 +67,24 @@ def test_distinct_negatives_of_a_row_are_distinct_and_outside_the_window(model, 
         assert not set(ids[b].tolist()) & set(batch.item_ids[b].tolist())
 
 
-def test_popularity_is_taken_from_the_data_module_of_the_trainer(model, batch):
-    class Data:
-        item_counts = torch.arange(NUM_ITEMS + 1)
-
-    class Trainer:
-        datamodule = Data()
-
+def test_popularity_is_taken_from_the_corpus(model, batch, tmp_path):
     objective = SampledSoftmax(4, proposal="popularity")
     with pytest.raises(RuntimeError, match="item_counts"):
         objective(model, batch)
-    object.__setattr__(model, "_trainer", Trainer())
-    assert objective(model, batch).isfinite()
-    assert objective.sampler.weights()[2] == pytest.approx(2 / 78)
+    log = testing.toy_log(num_users=30, num_items=NUM_ITEMS, min_length=3).write_csv(tmp_path / "log.csv")
+    data = SequenceDataModule(path=str(log), kcore=0)
+    model = SASRec(data.num_items, max_length=6, hidden_size=8, objective=objective)
+    model.connect(data.corpus)
+    weights = objective.sampler.weights()
+    assert torch.equal(weights, data.item_counts.double() / data.item_counts.sum())
     assert not objective.state_dict()  # a fact of the data, not of the model
+
+
+def test_counts_survive_a_model_of_another_dtype():
+    sampler = NegativeSampler(4, "popularity")
+    sampler.item_counts = torch.tensor([0, 1, 2**24 + 1])
+    exact = sampler.weights()
+    assert torch.equal(sampler.bfloat16().weights(), exact) and exact.dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from lightrec.data.batch import Batch
+from lightrec.interfaces import total
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.negative_scores import Asked, choose
 from lightrec.objectives.negatives import Negatives, NegativeSampler
-from lightrec.objectives.next_item import NextItem, next_item_rows
+from lightrec.objectives.next_item import NextItem, NextItemStates
 from lightrec.objectives.sampled import GBCE, BinaryCrossEntropy, SampledSoftmax, gbce_beta, log_expected
 
 NUM_ITEMS = 12
@@ -22,7 +23,7 @@ def seeded():
 
 
 def log_sigmoid_terms(model, batch, negatives):
-    hidden, targets = next_item_rows(model, batch)
+    hidden, targets = NextItemStates(model, batch).rows()
     logits = model.items.score(hidden)
     return logits.gather(1, targets[:, None]).squeeze(1), logits.gather(1, negatives)
 
@@ -30,7 +31,7 @@ def log_sigmoid_terms(model, batch, negatives):
 def at(objective, model, batch, ids, **options):
     """The loss with the negatives of the test instead of a draw, shared and excluded as the objective says."""
     negatives = Negatives(ids, objective.sampler.shared, objective.sampler.exclude)
-    return objective(model, batch, negatives=negatives, **options)
+    return total(objective(model, batch, negatives=negatives, **options))
 
 
 def others(targets):
@@ -39,14 +40,14 @@ def others(targets):
 
 
 def test_all_other_items_as_negatives_make_the_full_softmax(model, batch):
-    _, targets = next_item_rows(model, batch)
+    _, targets = NextItemStates(model, batch).rows()
     loss = at(SampledSoftmax(NUM_ITEMS - 1), model, batch, others(targets))
-    assert abs(loss - NextItem()(model, batch)) < EXACT
+    assert abs(loss - total(NextItem()(model, batch))) < EXACT
 
 
 def test_the_whole_catalog_shared_by_the_batch_without_the_target_makes_the_full_softmax(model, batch):
     objective = SampledSoftmax(NUM_ITEMS, shared="batch", distinct=True, exclude="target")
-    assert abs(objective(model, batch) - NextItem()(model, batch)) < EXACT
+    assert abs(total(objective(model, batch)) - total(NextItem()(model, batch))) < EXACT
 
 
 def test_gbce_with_t_0_is_bce(model, batch):
@@ -81,7 +82,7 @@ def test_gbce_equals_the_authors_transformed_logit(model, batch):
 def test_log_q_makes_the_partition_function_unbiased(batch, proposal, shared):
     """exp(loss) of a position is an estimate of Z / exp(s+): its mean over many draws is the full softmax's."""
     model = SASRec(NUM_ITEMS, max_length=6, hidden_size=8, num_layers=1, dropout=0.0)  # mild logits: less variance
-    hidden, targets = next_item_rows(model, batch)
+    hidden, targets = NextItemStates(model, batch).rows()
     row = torch.repeat_interleave(torch.arange(3), batch.lengths - 1)
     logits = model.items.score(hidden)
     truth = (logits.logsumexp(1) - logits.gather(1, targets[:, None]).squeeze(1)).exp()
@@ -113,39 +114,41 @@ def test_without_the_correction_popular_negatives_do_not_estimate_the_full_softm
     objective.sampler.item_counts = COUNTS
     plain = SampledSoftmax(2000, proposal="popularity")
     plain.sampler.item_counts = COUNTS
-    full = NextItem()(model, batch)
-    assert abs(objective(model, batch) - full) < 0.2 < 1 < abs(plain(model, batch) - full)
+    full = total(NextItem()(model, batch))
+    assert abs(total(objective(model, batch)) - full) < 0.2 < 1 < abs(total(plain(model, batch)) - full)
 
 
 def test_in_batch_negatives_are_the_targets_of_the_batch(model, batch):
     objective = SampledSoftmax(100, proposal="in-batch")
-    hidden, targets = next_item_rows(model, batch)
+    hidden, targets = NextItemStates(model, batch).rows()
     logits = (hidden @ model.items.linear_head(hidden).weight.T)[:, targets - 1]
     logits = logits.masked_fill(targets[None, :] == targets[:, None], -torch.inf)
     logits[range(8), range(8)] = (hidden * model.items.linear_head(hidden).weight[targets - 1]).sum(-1)
-    assert abs(objective(model, batch) - F.cross_entropy(logits, torch.arange(8))) < EXACT
+    assert abs(total(objective(model, batch)) - F.cross_entropy(logits, torch.arange(8))) < EXACT
 
 
 @pytest.mark.parametrize("make", [SampledSoftmax, GBCE, BinaryCrossEntropy])
 def test_a_step_down_the_gradient_lowers_the_loss(model, batch, make):
     torch.manual_seed(1)
     objective = make(6)
-    loss = objective(model, batch)
+    loss = total(objective(model, batch))
     loss.backward()
     with torch.no_grad():
         for p in model.parameters():
             p -= 1e-2 * p.grad
     torch.manual_seed(1)
-    assert objective(model, batch) < loss
+    assert total(objective(model, batch)) < loss
 
 
 def test_a_bfloat16_head_stays_near_and_gives_float32_gradients(model, batch):
     for shared in ("position", "row", "batch"):
+        model.items.head_dtype = None
         torch.manual_seed(2)
-        exact = SampledSoftmax(6, shared=shared)(model, batch)
+        exact = total(SampledSoftmax(6, shared=shared)(model, batch))
         torch.manual_seed(2)
+        model.items.head_dtype = torch.bfloat16
         model.zero_grad()
-        near = SampledSoftmax(6, shared=shared, head_dtype="bfloat16")(model, batch)
+        near = total(SampledSoftmax(6, shared=shared)(model, batch))
         near.backward()
         assert abs(exact - near) < 0.05 and near.dtype == torch.float32
         assert model.items.embedding.weight.grad.dtype == torch.float32
@@ -153,11 +156,11 @@ def test_a_bfloat16_head_stays_near_and_gives_float32_gradients(model, batch):
 
 def test_a_row_without_targets_is_legal(model):
     rows = Batch(item_ids=torch.tensor([[3, 0], [4, 5]]), lengths=torch.tensor([1, 2]), user_ids=torch.arange(2))
-    assert SampledSoftmax(3)(model, rows).isfinite()
+    assert total(SampledSoftmax(3)(model, rows)).isfinite()
 
 
 def test_positions_last_asks_once_a_row(model, batch):
-    hidden, targets = next_item_rows(model, batch, "last")
+    hidden, targets = NextItemStates(model, batch).rows("last")
     ids = torch.randint(1, NUM_ITEMS + 1, (3, 4))
     logits = model.items.score(hidden)
     loss = F.cross_entropy(
