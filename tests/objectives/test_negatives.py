@@ -72,7 +72,7 @@ def test_popularity_is_taken_from_the_corpus(model, batch, tmp_path):
     with pytest.raises(RuntimeError, match="item_counts"):
         objective(model, batch)
     log = testing.toy_log(num_users=30, num_items=NUM_ITEMS, min_length=3).write_csv(tmp_path / "log.csv")
-    data = SequenceDataModule(path=str(log), kcore=0)
+    data = SequenceDataModule(path=str(log))
     model = SASRec(data.num_items, max_length=6, hidden_size=8, objective=objective)
     model.connect(data.corpus)
     weights = objective.sampler.weights()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lightrec.data.batch import Batch
 from lightrec.data.loader import Log, session_plan, training_batches, training_windows
 from lightrec.data.splits import Part
+from lightrec.interfaces import History, total
 from lightrec.models.gru4rec import GRU4RecSession
 from lightrec.objectives.session_parallel import SessionParallel
 
@@ -40,6 +41,12 @@ def model(**options):
     return made
 
 
+def first_states(recommender, batch):
+    """The state after the first event of each row, [B, D]."""
+    vectors = recommender.items(batch.item_ids[:, :1])
+    return recommender.encoder(History(vectors, torch.ones_like(batch.lengths)))[:, 0]
+
+
 def test_the_state_is_carried_through_a_session_and_forgotten_where_the_next_begins():
     items, stop, batches = sessions()
     recommender = model()
@@ -49,7 +56,7 @@ def test_the_state_is_carried_through_a_session_and_forgotten_where_the_next_beg
         for user, row in zip(batch.user_ids.tolist(), range(len(batch)), strict=True):
             own = torch.from_numpy(items[stop[user] - LENGTHS[user] : stop[user]]).long()
             step = (own[:-1] == batch.item_ids[row, 0]).nonzero().flatten().tolist()
-            hidden = recommender.encoder(recommender.items(own[None]), torch.tensor([len(own)]))[0]
+            hidden = recommender.encoder(History(recommender.items(own[None]), torch.tensor([len(own)])))[0]
             assert any(torch.allclose(state[row], hidden[t], atol=1e-6) for t in step)
 
 
@@ -58,7 +65,7 @@ def test_no_gradient_goes_back_through_time():
     recommender = model()
     recommender.loss(batches[0])
     weight = recommender.items.embedding.weight
-    recommender.loss(batches[1]).backward()
+    total(recommender.loss(batches[1])).backward()
     assert not recommender.objective._state[0].requires_grad
     touched = set(weight.grad.abs().sum(1).nonzero().flatten().tolist())
     assert touched <= set(batches[1].item_ids.flatten().tolist())
@@ -70,25 +77,25 @@ def test_the_order_of_slots_does_not_matter():
     other.load_state_dict(one.state_dict())
     for batch in batches:
         shuffle = torch.randperm(len(batch))
-        assert torch.allclose(one.loss(batch), other.loss(batch.map(lambda t, s=shuffle: t[s])), atol=1e-6)
+        assert torch.allclose(total(one.loss(batch)), total(other.loss(batch.rows(shuffle))), atol=1e-6)
 
 
 def test_without_samples_the_others_of_the_batch_are_the_candidates():
     _, _, batches = sessions()
     recommender, batch = model(), batches[0]
-    hidden = recommender.encoder(recommender.items(batch.item_ids[:, :1]), torch.ones(3, dtype=torch.long))[:, 0]
+    hidden = first_states(recommender, batch)
     logits = recommender.items.score(hidden, batch.item_ids[:, 1])
-    assert torch.allclose(recommender.loss(batch), F.cross_entropy(logits, torch.arange(3)), atol=1e-6)
+    assert torch.allclose(total(recommender.loss(batch)), F.cross_entropy(logits, torch.arange(3)), atol=1e-6)
 
 
 def test_samples_join_the_targets_and_are_shared_by_the_batch():
     _, _, batches = sessions()
     recommender, batch = model(num_negatives=7), batches[0]
     torch.manual_seed(3)
-    loss = recommender.loss(batch)
+    loss = total(recommender.loss(batch))
     torch.manual_seed(3)
     drawn = recommender.objective.sampler.draw(recommender.items, batch, torch.ones(3), batch.item_ids[:, 1]).ids
-    hidden = recommender.encoder(recommender.items(batch.item_ids[:, :1]), torch.ones(3, dtype=torch.long))[:, 0]
+    hidden = first_states(recommender, batch)
     logits = recommender.items.score(hidden, torch.cat([batch.item_ids[:, 1], drawn]))
     assert len(drawn) == 7 and torch.allclose(loss, F.cross_entropy(logits, torch.arange(3)), atol=1e-6)
 
@@ -99,12 +106,12 @@ def test_the_full_correction_estimates_the_softmax_over_the_catalog(alpha):
     recommender = model(num_negatives=512, alpha=alpha, log_q=1.0)
     objective = recommender.objective
     scores = torch.randn(NUM_ITEMS + 1)
-    target, total = torch.tensor([5]), []
+    target, sums = torch.tensor([5]), []
     for _ in range(400):
         ids = objective.sampler.draw(recommender.items, [None], torch.ones(1), target).ids
         log_p = objective._log_popularity(recommender, target, torch.cat([target, ids]))[1:]
-        total.append((scores[ids] - log_p).exp().sum())
-    assert torch.stack(total).mean().item() == pytest.approx(scores[1:].exp().sum().item(), rel=1e-2)
+        sums.append((scores[ids] - log_p).exp().sum())
+    assert torch.stack(sums).mean().item() == pytest.approx(scores[1:].exp().sum().item(), rel=1e-2)
 
 
 def test_bpr_max_with_one_other_is_bpr_and_a_penalty():
@@ -130,10 +137,10 @@ def test_bpr_max_is_the_written_out_formula():
 def test_whole_sessions_give_the_mean_over_their_events():
     batch = Batch(torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]]), torch.tensor([4, 2]), torch.arange(2))
     recommender = model()  # in-batch only: a lone session has no other candidate and no loss
-    hidden = recommender.encoder(recommender.items(batch.item_ids[:, :1]), torch.ones(2, dtype=torch.long))[:, 0]
+    hidden = first_states(recommender, batch)
     logits = recommender.items.score(hidden, torch.tensor([4, 8]))
     first = F.cross_entropy(logits, torch.arange(2), reduction="sum")
-    assert torch.allclose(recommender.loss(batch), first / 4, atol=1e-6)
+    assert torch.allclose(total(recommender.loss(batch)), first / 4, atol=1e-6)
 
 
 def test_the_state_goes_into_a_checkpoint_and_comes_back():
@@ -142,11 +149,11 @@ def test_the_state_goes_into_a_checkpoint_and_comes_back():
     for batch in batches[:3]:
         one.loss(batch)
     other.load_state_dict(one.state_dict())
-    assert torch.equal(one.loss(batches[3]), other.loss(batches[3]))
+    assert torch.equal(total(one.loss(batches[3])), total(other.loss(batches[3])))
 
 
 def test_unknown_losses_and_negative_numbers_are_refused():
-    with pytest.raises(ValueError, match="loss 'top1' is unknown; choose cross-entropy or bpr-max"):
+    with pytest.raises(ValueError, match="loss 'top1' is unknown; choose cross-entropy, bpr-max"):
         SessionParallel(loss="top1")
-    with pytest.raises(ValueError, match=r"num_negatives \(-1\) must not be negative"):
+    with pytest.raises(ValueError, match=r"num_negatives \(-1\) must be at least 0"):
         SessionParallel(num_negatives=-1)
