@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightrec.nn.cache import Cache, KeysAndValues
 from lightrec.nn.dropout import keep_mask
 from lightrec.nn.sequence import valid_mask
 from lightrec.ops.blocks import rows_that_fit
@@ -48,30 +49,43 @@ class MultiHeadAttention(nn.Module):
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size, bias)
         self.output = nn.Linear(hidden_size, hidden_size, bias) if output else nn.Identity()
 
-    def forward(self, x: Tensor, lengths: Tensor, memory: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor, memory: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Attends.
+
+        With the cache of a later pass x and memory are tokens [B, Q, D], one per branch. Each asks the items that its
+        branch sees, the earlier tokens of its branch, and itself. Items never see a token, so a bidirectional layer
+        has the prefix mask then: items see each other, and tokens are causal.
 
         Args:
             x: [B, L, D], what asks.
             lengths: [B].
             memory: [B, L, D], what is asked; None is x.
+            cache: keeps keys and values for the tokens that follow, or holds those of the pass before; None keeps
+                nothing.
 
         Returns:
             [B, L, D].
         """
+        memory = x if memory is None else memory
+        past = None if cache is None else cache.past(self)
+        if past is not None:
+            return self._go_on(x, memory, past, cache)
         mask = None if self.causal else valid_mask(lengths, x.shape[1])[:, None, None, :]
-        return self._attend(x, x if memory is None else memory, mask, self.causal)
+        return self._attend(x, memory, mask, self.causal, cache)
 
-    def last(self, x: Tensor, lengths: Tensor, memory: Tensor) -> Tensor:
+    def last(self, x: Tensor, lengths: Tensor, memory: Tensor, cache: Cache | None = None) -> Tensor:
         """Attends from the last real position only: x [B, D] asks memory [B, L, D]; returns [B, D]."""
         mask = valid_mask(lengths, memory.shape[1])[:, None, None, :]
-        return self._attend(x[:, None], memory, mask, is_causal=False)[:, 0]
+        return self._attend(x[:, None], memory, mask, False, cache)[:, 0]
 
-    def _attend(self, x: Tensor, memory: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def _attend(self, x: Tensor, memory: Tensor, mask: Tensor | None, is_causal: bool, cache: Cache | None) -> Tensor:
         """x [B, Q, D] asks memory [B, L, D]; returns [B, Q, D]."""
         key, value = self.key_value(memory).chunk(2, -1)
         dropout = self.dropout if self.training else 0.0
         query, key, value = self._heads(self.query(x)), self._heads(key), self._heads(value)
+        if cache is not None:
+            # one copy here, or the products of every token would make one each
+            cache.keep(self, KeysAndValues(key.contiguous(), value.contiguous()))
         if dropout and x.device.type == "cpu" and not torch.compiler.is_compiling():
             wide = torch.float64 if value.dtype == torch.float64 else torch.float32
             with torch.autocast("cpu", enabled=False):
@@ -79,6 +93,23 @@ class MultiHeadAttention(nn.Module):
                 y = _TiledDropoutAttention.apply(*heads, mask, dropout, is_causal).to(value.dtype)
         else:
             y = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=is_causal)
+        return self.output(y.transpose(1, 2).reshape(x.shape))
+
+    def _go_on(self, x: Tensor, memory: Tensor, past: KeysAndValues, cache: Cache) -> Tensor:
+        """x [B, Q, D] asks the past of its branches and memory [B, Q, D] at its own place; returns [B, Q, D]."""
+        key, value = self.key_value(memory).chunk(2, -1)
+        known = past.with_token(self._heads(key), self._heads(value))
+        cache.keep(self, known)
+        query = self._heads(self.query(x))
+        query = query * query.shape[-1] ** -0.5
+        count = known.key.shape[2]
+        scores = (query @ known.key.transpose(-1, -2)).masked_fill(~cache.visible(count), -torch.inf)
+        # The items' keys are never copied: scores are joined, not sequences.
+        scores = torch.cat([scores, *((query * k).sum(-1, keepdim=True) for k, _ in known.tokens)], -1)
+        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        y = weights[..., :count] @ known.value
+        for place, (_, v) in enumerate(known.tokens, count):
+            y = y + weights[..., place, None] * v
         return self.output(y.transpose(1, 2).reshape(x.shape))
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -22,15 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightrec.nn.cache import Cache
 from lightrec.nn.dropout import Dropout
 from lightrec.nn.feed_forward import FeedForward
-from lightrec.nn.sequence import last_state
+from lightrec.nn.sequence import last_state, valid_mask
 from lightrec.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from lightrec.ops.selective_scan import selective_scan
 
 MambaInit = Literal["mamba", "normal"]
 _DELTA_MIN, _DELTA_MAX, _DELTA_FLOOR = 1e-3, 0.1, 1e-4
 _NORM_EPS = 1e-12
+_NO_STEP = -1e4  # softplus of it is 0 in any dtype: time stands still, and so does the state
 
 
 def normal_init(module: nn.Module) -> None:
@@ -106,23 +108,53 @@ class MambaMixer(nn.Module):
         delta = torch.empty(self.inner_size).uniform_(low, high).exp().clamp_min(_DELTA_FLOOR)
         self.dt_proj.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus
 
-    def forward(self, x: Tensor, resets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, resets: Tensor | None = None, return_state_at: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         """Mixes whole sequences.
 
         Args:
             x: [B, L, input_size].
             resets: [B, L] bool, true where a sequence of a packed row begins; None if no row is packed.
+            return_state_at: [B], lengths: also return the state that `step` reaches after so many events of each row.
 
         Returns:
-            [B, L, D].
-        """
-        u, z = self.in_proj(x).chunk(2, -1)
-        u = causal_conv1d(u, self.conv_weight, self.conv_bias, "silu", resets=resets)
-        return self.out_proj(self._scan_inner(u, z, None, False, resets))
+            [B, L, D]; with `return_state_at` also a state, as of `init_state`. What is returned beyond the lengths is
+            unspecified then.
 
-    def _scan_inner(self, u: Tensor, z: Tensor, state: Tensor | None, return_state: bool, resets: Tensor | None):
+        Raises:
+            ValueError: resets and return_state_at, which ask for the state of one of several sequences.
+        """
+        if return_state_at is not None and resets is not None:
+            raise ValueError("return_state_at goes with rows of one sequence, and resets say that rows are packed.")
+        u, z = self.in_proj(x).chunk(2, -1)
+        past = None if return_state_at is None else self._last_inputs(u, return_state_at)
+        u = causal_conv1d(u, self.conv_weight, self.conv_bias, "silu", resets=resets)
+        if return_state_at is None:
+            return self.out_proj(self._scan_inner(u, z, None, False, resets))
+        y, scanned = self._scan_inner(u, z, None, True, None, return_state_at)
+        return self.out_proj(y), (past, scanned)
+
+    def _last_inputs(self, u: Tensor, lengths: Tensor) -> Tensor:
+        """[B, K - 1, D_in], what the convolution will see next: its last inputs, and zeros before the first."""
+        place = lengths[:, None] - torch.arange(self.conv_size - 1, 0, -1, device=u.device)
+        recent = u.gather(1, place.clamp_min(0)[..., None].expand(-1, -1, u.shape[2]))
+        return torch.where(place[..., None] >= 0, recent, 0.0)
+
+    def _scan_inner(
+        self,
+        u: Tensor,
+        z: Tensor,
+        state: Tensor | None,
+        return_state: bool,
+        resets: Tensor | None,
+        lengths: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.state_size, self.state_size], -1)
         delta = F.linear(dt, self.dt_proj.weight)  # its bias is added in the scan, in float32
+        if lengths is not None:
+            # on padding the scan stands still, so that its final state is that after the last real event
+            delta = torch.where(valid_mask(lengths, u.shape[1])[..., None], delta, _NO_STEP)
         A = -torch.exp(self.A_log.float() if self.A_log.dtype != torch.float64 else self.A_log)
         return self.scan(u, delta, A, B, C, self.D, z, self.dt_proj.bias, state, return_state, resets)
 
@@ -215,13 +247,18 @@ class MambaLayer(nn.Module):
         if init == "normal":
             normal_init(self)
 
-    def forward(self, x: Tensor, resets: Tensor | None = None) -> Tensor:
-        """[B, L, D] -> [B, L, D]; `resets` as in the mixer."""
-        return self.combine(x, self.mixer(x, resets))
+    def forward(self, x: Tensor, resets: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; `resets` as in the mixer. With the cache of a later pass one token per branch."""
+        return self.combine(x, self.mixer(x, resets) if cache is None else self._mix(x, cache))
 
-    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def last(self, x: Tensor, lengths: Tensor, cache: Cache | None = None) -> Tensor:
         """Computes the last real position only behind the mixer: [B, L, D] -> [B, D]."""
-        return self.combine(last_state(x, lengths), last_state(self.mixer(x), lengths))
+        here = last_state(x, lengths)
+        mixed = self.mixer(x) if cache is None else self._mix(x, cache)
+        return self.combine(here, last_state(mixed, lengths))
+
+    def _mix(self, x: Tensor, cache: Cache) -> Tensor:
+        return cache.recur(self, x, lambda x: self.mixer(x, return_state_at=cache.lengths), self.mixer.step)
 
     def combine(self, x: Tensor, mixed: Tensor) -> Tensor:
         """All that follows the mixer, position by position: the layer's input and the mixer's output, [..., D]."""

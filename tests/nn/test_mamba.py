@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lightrec.models.hmamba import HyperbolicMixer
+from lightrec.nn.hyperbolic import Curvature
 from lightrec.nn.mamba import MambaLayer, MambaMixer, released_init
 
 # float32 against float64, relative to the largest value; the spec's 1e-5 and 1e-4 are looser
@@ -91,6 +93,48 @@ def test_going_on_event_by_event_equals_the_full_pass(options):
         steps.append(out)
     assert torch.allclose(torch.stack(steps, 1), mixer(x), atol=1e-5)
     assert state[0].shape == mixer.init_state(3)[0].shape and state[1].shape == mixer.init_state(3)[1].shape
+
+
+def hyperbolic_mixer(*arguments, **options) -> HyperbolicMixer:
+    return HyperbolicMixer(8, 4, options.get("conv_size", 4), 2, Curvature(0.7, True))
+
+
+noting = pytest.mark.parametrize("make", [random_mixer, hyperbolic_mixer])
+
+
+@noting
+@pytest.mark.parametrize("options", [{}, {"conv_size": 1}], ids=str)
+def test_the_state_at_some_lengths_is_that_which_steps_reach_there(make, options):
+    mixer = make(8, state_size=4, **options).double()
+    x, lengths = torch.randn(4, 9, 8, dtype=torch.float64), torch.tensor([9, 1, 4, 2])
+    out, (past, scanned) = mixer(x, return_state_at=lengths)
+    expected = mixer(x)
+    for row, length in enumerate(lengths.tolist()):
+        state = mixer.init_state(1)
+        for t in range(length):
+            _, state = mixer.step(x[row : row + 1, t], state)
+        assert torch.allclose(past[row], state[0][0], rtol=0, atol=1e-12)
+        assert torch.allclose(scanned[row], state[1][0], rtol=0, atol=1e-12)
+        assert torch.allclose(out[row, :length], expected[row, :length], rtol=0, atol=1e-12)
+
+
+@noting
+def test_padding_does_not_enter_the_state_at_some_lengths_nor_get_a_gradient(make):
+    mixer = make(8, state_size=4).double()
+    x, lengths = torch.randn(4, 9, 8, dtype=torch.float64), torch.tensor([9, 1, 4, 2])
+    padding = torch.arange(9) >= lengths[:, None]
+    found = [mixer(x.masked_fill(padding[..., None], fill), return_state_at=lengths)[1] for fill in (0.0, 99.0)]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    x.requires_grad_()
+    sum(part.square().sum() for part in mixer(x, return_state_at=lengths)[1]).backward()
+    assert not x.grad[padding].any() and x.grad[~padding].any(-1).all()
+
+
+def test_a_packed_row_has_no_state_of_its_own():
+    mixer = MambaMixer(8, 4)
+    with pytest.raises(ValueError, match="resets say that rows are packed"):
+        mixer(torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool), return_state_at=torch.tensor([5, 3]))
 
 
 def test_what_comes_later_changes_nothing_before_to_the_bit():
