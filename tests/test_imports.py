@@ -1,14 +1,18 @@
 """Who may import whom, read from the source of every file; and what must stay free of torch."""
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import lightrec
+from lightrec.extensions import import_path
+from lightrec.extensions.entry_points import BASES
 
 ROOT = Path(lightrec.__file__).parent
 ALL_BUT_CLI = (
@@ -18,7 +22,7 @@ ALL_BUT_CLI = (
 
 # The table of docs/architecture.md. A dotted name allows that module only; "lightrec" is the version and public names.
 MAY_IMPORT = {
-    "__init__": [],
+    "__init__": ALL_BUT_CLI,  # the homes of the public names, each imported when it is first used
     "__main__": ["cli"],
     "errors": [],
     "files": [],
@@ -71,17 +75,13 @@ def room_of(path: Path) -> str:
 
 
 def modules_imported(source: str) -> list[str]:
-    """Absolute names of our modules that a source imports at run time, without the leading `lightrec.`.
+    """Absolute names of our modules that a source imports, without the leading `lightrec.`.
 
-    What stands under `if TYPE_CHECKING:` is for annotations and does not count.
+    Imports within functions, for annotations and in strings count too: `import_module("lightrec.x")`, and code that is
+    run in another process.
     """
     found: list[str] = []
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            for child in node.orelse:
-                visit(child)
-            return
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -91,14 +91,17 @@ def modules_imported(source: str) -> list[str]:
                 found.extend(f"lightrec.{alias.name}" for alias in node.names)
             else:
                 found.append(node.module)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(source))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if match := IN_A_STRING.match(node.value):
+                found.append(match[1] or match[2])
     ours = [name for name in found if name == "lightrec" or name.startswith("lightrec.")]
     rooms = {path.stem for path in ROOT.iterdir()}
     below = [name.partition(".")[2] for name in ours]
     return [name if name.split(".")[0] in rooms else "lightrec" for name in below]
+
+
+# the whole string is a module of ours, or it is code that begins by importing one
+IN_A_STRING = re.compile(r"(lightrec(?:\.[a-z_]+)+)$|^from (lightrec(?:\.[a-z_]+)+) import ")
 
 
 def allowed(room: str, module: str) -> bool:
@@ -121,8 +124,23 @@ def test_a_model_never_imports_another_model(path):
     assert not others, f"{path.name} imports {', '.join(others)}: what two models share belongs in nn or objectives."
 
 
+def test_rooms_stand_above_each_other_without_a_circle():
+    below: dict[str, set[str]] = {}
+    for path in FILES:
+        room = room_of(path)
+        if room != "__init__":
+            others = {name.split(".")[0] for name in modules_imported(path.read_text())} - {room, "lightrec"}
+            below.setdefault(room, set()).update(others)
+    try:
+        floors = list(TopologicalSorter(below).static_order())
+    except CycleError as error:
+        pytest.fail(f"rooms import each other in a circle: {' -> '.join(error.args[1])}.")
+    assert floors.index("errors") < floors.index("interfaces") < floors.index("models") < floors.index("cli")
+
+
 def test_the_reader_of_imports_sees_every_form():
-    source = """
+    source = '''
+"""Docstrings may name lightrec.models.sasrec."""
 import lightrec
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
@@ -132,12 +150,22 @@ else:
 from lightrec import Batch, extensions
 def f():
     from lightrec.cli.training import run
-"""
-    assert modules_imported(source) == ["lightrec", "nn.attention", "lightrec", "extensions", "cli.training"]
+    import_module("lightrec.data.sources")
+    Worker("from lightrec.testing.shipping import answer; answer()")
+    "lightrec.recommender.contract.SequenceRecommender"  # a class, named and not imported
+'''
+    seen = ["lightrec", "models.sasrec", "nn.attention", "lightrec", "extensions", "cli.training", "data.sources"]
+    assert sorted(modules_imported(source)) == sorted([*seen, "testing.shipping"])
     assert allowed("interfaces", "data.batch") and not allowed("interfaces", "data.datamodule")
     assert not allowed("data", "interfaces") and not allowed("interfaces", "data.batches")
     with pytest.raises(AssertionError, match="relative"):
         modules_imported("from . import nn")
+
+
+def test_the_bases_of_plug_ins_are_what_their_names_say():
+    for kind, path in BASES.items():
+        base = import_path(path)
+        assert f"{base.__module__}.{base.__qualname__}" == path, f"{kind}: {path} lives elsewhere."
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:

@@ -121,7 +121,7 @@ def test_evaluation_logs_what_the_metrics_compute_from_the_lists(tmp_path, exclu
     model = Fixed(data.num_items)
     logged = trainer(tmp_path).test(model, datamodule=data, verbose=False)[0]
     expected = RankingMetrics()
-    expected.connect(data.item_counts)
+    expected.set_catalog(data.item_counts)
     rows = 0
     for batch in data.test_dataloader():
         expected.update(*model.recommend(batch, expected.max_k + 1), batch.target_ids)

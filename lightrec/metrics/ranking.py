@@ -42,7 +42,7 @@ class RankingMetrics(Metric):
             training of a row's first target. Items are sorted by events, the most popular first, and an item is head
             if the items before it make up less than 50 % of all events, mid if less than 90 %, tail otherwise, cold
             if training never saw it. A cohort without rows has no value.
-        beyond: coverage and popularity of the recommended items; known once `connect` was called.
+        beyond: coverage and popularity of the recommended items; known once `set_catalog` was called.
         per_user: keep the ranks of each row for significance tests, see `per_user_values`.
 
     Raises:
@@ -76,7 +76,7 @@ class RankingMetrics(Metric):
         self.register_buffer("item_cohort", torch.zeros(1, dtype=torch.long), persistent=False)
         self.register_buffer("popularity_rank", torch.zeros(1, dtype=torch.float64), persistent=False)
 
-    def connect(self, item_counts: Tensor, candidates: str = "full") -> None:
+    def set_catalog(self, item_counts: Tensor, candidates: str = "full") -> None:
         """Tells what only the data know; resets the states.
 
         Args:
@@ -126,14 +126,14 @@ class RankingMetrics(Metric):
 
         Raises:
             ValueError: lists too short, a NaN score, or a row without a target.
-            RuntimeError: cohorts are asked for before `connect`.
+            RuntimeError: cohorts are asked for before `set_catalog`.
         """
         if item_ids.shape[1] <= self.max_k:
             raise ValueError(
                 f"lists of {item_ids.shape[1]} items cannot give exact ranks up to {self.max_k}: one more."
             )
         if self.cohorts and not self._connected:
-            raise RuntimeError("cohorts need the events per item in training: call connect(item_counts) first.")
+            raise RuntimeError("cohorts need the events per item in training: call set_catalog(item_counts) first.")
         target_ids = distinct_targets(target_ids)
         ranks, counts = target_ranks(item_ids, scores, target_ids), num_targets(target_ids)
         if not counts.all():

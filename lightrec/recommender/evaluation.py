@@ -53,7 +53,7 @@ class RankingEvaluation(Evaluation):
         self.metrics = RankingMetrics(ks, cohorts, beyond, per_user)
 
     def connect(self, corpus: Corpus) -> None:
-        self.metrics.connect(item_counts=corpus.item_counts, candidates=str(corpus.candidates))
+        self.metrics.set_catalog(item_counts=corpus.item_counts, candidates=str(corpus.candidates))
 
     def reset(self) -> None:
         self.metrics.reset()

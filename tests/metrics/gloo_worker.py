@@ -21,7 +21,7 @@ def work(folder: Path, rank: int, world: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/group-{world}", rank=rank, world_size=world)
     metrics = RankingMetrics(ks=(1, 5, 10), cohorts=True)
     for name, count in (("seven", 7), ("one", 1), ("many", 101)):
-        metrics.connect(rows_of.counts())
+        metrics.set_catalog(rows_of.counts())
         own = [t[rank::world] for t in rows_of.random_rows(count, targets=2, seed=count)]
         for start in range(0, len(own[0]), 4):
             metrics.update(*(t[start : start + 4] for t in own))

@@ -33,7 +33,7 @@ def counts():
 
 def metrics_of(rows, batch_size, device="cpu", **options):
     metrics = RankingMetrics(ks=(1, 5, 10), **options).to(device)
-    metrics.connect(counts())
+    metrics.set_catalog(counts())
     for start in range(0, len(rows[0]), batch_size):
         metrics.update(*(t[start : start + batch_size].to(device) for t in rows))
     return metrics
@@ -53,7 +53,7 @@ def test_batch_size_changes_nothing(batch_size, targets):
 
 def test_a_seven_row_example_by_hand():
     metrics = RankingMetrics(ks=(1, 2))
-    metrics.connect(torch.tensor([0, 5, 4, 3, 2]))
+    metrics.set_catalog(torch.tensor([0, 5, 4, 3, 2]))
     item_ids, scores = torch.tensor([[1, 2, 3]] * 7), torch.tensor([[3.0, 2.0, 1.0]] * 7)
     metrics.update(item_ids, scores, torch.tensor([[1], [1], [2], [2], [3], [4], [4]]))
     values = {name: value.item() for name, value in metrics.compute().items()}
@@ -67,13 +67,13 @@ def test_a_seven_row_example_by_hand():
 
 def test_equally_popular_items_share_their_mean_place():
     metrics = RankingMetrics(ks=(1,))
-    metrics.connect(torch.tensor([99, 3, 8, 3, 0, 3]))  # padding has no popularity
+    metrics.set_catalog(torch.tensor([99, 3, 8, 3, 0, 3]))  # padding has no popularity
     assert metrics.popularity_rank.tolist() == [0, 0.5, 0, 0.5, 1, 0.5]
 
 
 def test_cohorts_by_history_length_have_stated_edges():
     metrics = RankingMetrics(ks=(1,), cohorts=True)
-    metrics.connect(counts())
+    metrics.set_catalog(counts())
     lengths = torch.tensor([1, 4, 5, 9, 10, 19, 20, 49, 50, 900])
     hit = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1, 1])
     item_ids, scores = torch.tensor([[7, 8]] * 10), torch.tensor([[2.0, 1.0]] * 10)
@@ -87,7 +87,7 @@ def test_cohorts_by_history_length_have_stated_edges():
 def test_cohorts_by_popularity_hold_half_four_tenths_and_the_rest_of_the_events():
     metrics = RankingMetrics(ks=(1,), cohorts=True)
     item_counts = torch.tensor([0, 10, 50, 30, 9, 1, 0])
-    metrics.connect(item_counts)
+    metrics.set_catalog(item_counts)
     expected = {2: "head", 3: "mid", 1: "mid", 4: "tail", 5: "tail", 6: "cold"}
     for item, cohort in expected.items():
         metrics.reset()
@@ -109,7 +109,7 @@ def test_cohorts_average_back_to_the_whole():
 
 def test_sampled_candidates_are_part_of_every_name():
     metrics = RankingMetrics(ks=(10,), cohorts=True)
-    metrics.connect(counts(), candidates="uniform-100")
+    metrics.set_catalog(counts(), candidates="uniform-100")
     metrics.update(*random_rows(5, targets=2))
     names = list(metrics.compute())
     assert names and all("@10[uniform-100]" in name for name in names)
@@ -123,14 +123,14 @@ def test_reset_and_connect_forget_what_was_counted():
     assert metrics.rows.sum() == 0 and len(metrics.per_user_ranks()) == 0
     metrics.update(*rows)
     assert all(abs(metrics.compute()[name] - value) < EXACT for name, value in first.items())
-    metrics.connect(torch.ones(NUM_ITEMS + 1, dtype=torch.long))
+    metrics.set_catalog(torch.ones(NUM_ITEMS + 1, dtype=torch.long))
     assert metrics.rows.sum() == 0 and metrics.shown.sum() == 0
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric RankingMetrics was called before")
 def test_no_row_at_all_is_not_a_number_rather_than_zero():
     metrics = RankingMetrics()
-    metrics.connect(counts())
+    metrics.set_catalog(counts())
     assert metrics.compute()["hr@10"].isnan()
 
 

@@ -46,10 +46,10 @@ class StepMetrics(RankingMetrics):
         made.steps, made.oracle = torch.nn.ModuleList(parts[:-1]), parts[-1]
         return made
 
-    def connect(self, item_counts: Tensor, candidates: str = "full") -> None:
-        super().connect(item_counts, candidates)
+    def set_catalog(self, item_counts: Tensor, candidates: str = "full") -> None:
+        super().set_catalog(item_counts, candidates)
         for metrics in (*self.steps, self.oracle):
-            metrics.connect(item_counts, candidates)
+            metrics.set_catalog(item_counts, candidates)
 
     def reset(self) -> None:
         super().reset()
