@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,6 @@ from lightrec.interfaces import ItemTable, Losses, Objective, Term
 from lightrec.objectives.negative_scores import Asked, Logits, NegativeScores, Terms, choose
 from lightrec.objectives.negatives import Exclude, Negatives, NegativeSampler, Proposal, Shared
 from lightrec.objectives.next_item import NextItemStates, Positions, mean_over_targets
-
-if TYPE_CHECKING:
-    from lightrec.recommender import EncoderRecommender
 
 
 class SampledObjective(Objective):
@@ -44,7 +41,7 @@ class SampledObjective(Objective):
 
     def forward(
         self,
-        recommender: EncoderRecommender,
+        recommender,
         batch: Batch,
         states: NextItemStates | None = None,
         negatives: Negatives | None = None,
