@@ -60,6 +60,9 @@ AT_LAST = "--model.objective.positions last" + PREFIXES
 AT_ALL = "--model.objective.positions all"
 SRACL = "--model SASRec " + HEADS + "--model.objective SRACL --model.objective.hidden_size 16 "
 SRACL += "--model.objective.text_size 8 --model.objective.num_neighbours 3 "
+WEIGHTED = "--model SASRec --model.objective Weighted --model.objective.weights [1.0,0.5] --model.objective.objectives "
+WEIGHTED += '[{"class_path":"lightrec.objectives.next_item.NextItem"},'
+WEIGHTED += '{"class_path":"lightrec.objectives.sampled.SampledSoftmax","init_args":{"num_negatives":8}}] '
 
 # Flags as the older version spells them.
 MODELS = {
@@ -132,9 +135,8 @@ MODELS = {
     "GBCE": "--model SASRec --model.objective GBCE --model.objective.num_negatives 8 " + HEADS,
     "Cloze": "--model BERT4Rec --model.objective Cloze --model.objective.mask_probability 0.4 "
     "--model.objective.max_masks 5 --model.objective.last_only_share 0.3 " + HEADS,
-    "Weighted": "--model SASRec --model.objective Weighted --model.objective.weights [1.0,0.5] "
-    '--model.objective.objectives [{"class_path":"lightrec.objectives.next_item.NextItem"},'
-    '{"class_path":"lightrec.objectives.sampled.SampledSoftmax","init_args":{"num_negatives":8}}] ' + HEADS,
+    "Weighted": WEIGHTED + HEADS,
+    "Weighted, no dropout": WEIGHTED + HEADS + "--model.dropout 0",
     "SessionParallel, log_q": "--model GRU4RecSession --data.train_windows sessions --model.log_q 0.5 "
     "--model.alpha 0.5 --model.num_negatives 16 --model.embedding_dropout 0.2 " + NARROW,
 }
