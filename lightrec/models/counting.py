@@ -64,11 +64,11 @@ class CountingRecommender(SequenceRecommender):
         raise NotImplementedError(f"{type(self).__name__} counts; it has no loss.")
 
     def setup(self, stage: str) -> None:
-        super().setup(stage)
         if stage == "fit" and self.trainer.world_size > 1:
             raise InputError(
                 f"{type(self).__name__} counts in one process, got {self.trainer.world_size}: use --trainer.devices 1."
             )
+        super().setup(stage)
 
     def on_train_epoch_start(self) -> None:
         self.item_counts.zero_()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightrec.data.batch import Batch
-from lightrec.interfaces import Objective
+from lightrec.interfaces import History, Objective, Term, total
 from lightrec.items.embedding import ItemEmbedding
 from lightrec.models.bert4rec import BERT4Rec, BERT4RecEncoder, BERT4RecItems
 from lightrec.objectives.masked_item import Cloze
@@ -49,8 +49,8 @@ def test_the_encoder_is_a_post_norm_transformer_that_ignores_padding():
     encoder = BERT4RecEncoder(6, 8, num_heads=2, std=0.5).eval()
     x, lengths = torch.randn(3, 6, 8), torch.tensor([6, 4, 1])
     padding = torch.arange(6) >= lengths[:, None]
-    expected = reference(encoder, 32)(encoder.prepare(x, lengths), src_key_padding_mask=padding)
-    assert torch.allclose(encoder(x, lengths)[~padding], expected[~padding], atol=1e-5)
+    expected = reference(encoder, 32)(encoder.enter(History(x, lengths)).x, src_key_padding_mask=padding)
+    assert torch.allclose(encoder(History(x, lengths))[~padding], expected[~padding], atol=1e-5)
 
 
 def test_with_a_causal_mask_and_all_positions_it_is_a_post_norm_sasrec():
@@ -60,12 +60,12 @@ def test_with_a_causal_mask_and_all_positions_it_is_a_post_norm_sasrec():
     items = torch.randint(1, NUM_ITEMS + 1, (2, 6))
     batch = Batch(items, torch.tensor([6, 6]), torch.arange(2))
     lengths = torch.tensor([5, 5])
-    x = encoder.prepare(model.items(items[:, :-1]), lengths)
+    x = encoder.enter(History(model.items(items[:, :-1]), lengths)).x
     future = torch.ones(5, 5).triu(1).bool()
     hidden = reference(encoder, 32)(x, mask=future)
     logits = hidden @ model.items.embedding.weight[1:].T
     assert torch.isclose(
-        model.loss(batch), F.cross_entropy(logits.flatten(0, 1), items[:, 1:].flatten() - 1), atol=1e-5
+        total(model.loss(batch)), F.cross_entropy(logits.flatten(0, 1), items[:, 1:].flatten() - 1), atol=1e-5
     )
 
 
@@ -136,7 +136,7 @@ def test_the_model_of_the_replication_has_neither_transform_nor_bias():
 
 def test_another_objective_can_be_given():
     class Nothing(Objective):
-        def forward(self, recommender, batch):
-            return recommender.items.embedding.weight.sum() * 0
+        def forward(self, recommender, batch, states=None):
+            return {"nothing": Term(recommender.items.embedding.weight.sum() * 0)}
 
     assert isinstance(BERT4Rec(NUM_ITEMS, 5, 8, objective=Nothing()).objective, Nothing)

@@ -1,6 +1,5 @@
 """Every built-in model keeps the contract of a recommender, check by check, as a plug-in's would."""
 
-import inspect
 from functools import partial
 from importlib.util import find_spec
 
@@ -8,18 +7,20 @@ import pytest
 import torch
 
 from lightrec import extensions, testing
+from lightrec.configurable import options as options_of
 from lightrec.models.mamba4rec import Mamba4Rec
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.negatives import NegativeSampler
 from lightrec.objectives.next_item import NextItem
+from lightrec.recommender import AdamW
 from lightrec.testing.harness import sample_batch
 
-SMALL = dict(hidden_size=16, learning_rate=1e-2, dropout=0.1)
+SMALL = dict(hidden_size=16, optimizer=AdamW(learning_rate=1e-2), dropout=0.1)
 
 
 def small(kind, num_items, max_length, **options):
     """Builds a model with what it takes of a small configuration; a floor takes none of it."""
-    known = inspect.signature(kind).parameters
+    known = options_of(kind)
     options = {name: value for name, value in (SMALL | options).items() if name in known}
     length = {"max_length": max_length} if "max_length" in known else {}
     model = kind(num_items=num_items, **length, **options)
@@ -35,12 +36,12 @@ def factories():
     for plugin in extensions.installed("models"):
         if plugin.builtin and find_spec(plugin.value.split(":")[0]) is not None:
             found[plugin.name] = partial(small, extensions.load(plugin))
-    found["SASRec original2018"] = partial(small, SASRec, fidelity="released")
+    found["SASRec released"] = partial(small, SASRec, fidelity="released")
     found["SASRec post_norm"] = partial(small, SASRec, variant="post_norm", attention_dropout=0.1)
     found["SASRec two heads, last position"] = partial(small, SASRec, num_heads=2, objective=NextItem("last"))
-    found["Mamba4Rec two layers, released"] = partial(small, Mamba4Rec, num_layers=2, init="released", state_size=4)
+    found["Mamba4Rec two layers, released"] = partial(small, Mamba4Rec, num_layers=2, fidelity="released", state_size=4)
     for name in ("HMambaFull", "HMambaHalf"):
-        found[f"{name} algorithm1"] = partial(found[name], fidelity="paper")
+        found[f"{name} paper"] = partial(found[name], fidelity="paper")
     found["HMamba two layers, distance"] = partial(found["HMamba"], num_layers=2, power=1, temperature=0.25)
     return found
 

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from lightrec.data.batch import Batch
-from lightrec.models.esasrec import ESASRec, LiGRBlock, LiGREncoder, SwiGLU
+from lightrec.interfaces import History
+from lightrec.models.esasrec import ESASRec, LiGREncoder, SwiGLU
+from lightrec.nn.attention import MultiHeadAttention
+from lightrec.nn.blocks import GatedPreNorm
 from lightrec.objectives.sampled import SampledSoftmax
 
 
@@ -16,7 +19,7 @@ def seeded():
 
 @pytest.fixture
 def block():
-    return LiGRBlock(8, num_heads=2, inner_size=32, dropout=0.3, attention_dropout=0.0).eval()
+    return GatedPreNorm(8, MultiHeadAttention(8, 2), SwiGLU(8, 32, 0.3), dropout=0.3).eval()
 
 
 def force_gates(block, value):
@@ -65,7 +68,7 @@ def test_the_past_does_not_see_the_future():
     x = torch.randn(1, 6, 8)
     changed = torch.cat([x[:, :3], torch.randn(1, 3, 8)], 1)
     lengths = torch.tensor([6])
-    assert torch.equal(encoder(x, lengths)[:, :3], encoder(changed, lengths)[:, :3])
+    assert torch.equal(encoder(History(x, lengths))[:, :3], encoder(History(changed, lengths))[:, :3])
 
 
 def test_the_defaults_are_those_of_the_paper():
@@ -85,5 +88,5 @@ def test_the_defaults_are_those_of_the_paper():
 def test_a_row_longer_than_max_length_is_refused():
     model = ESASRec(9, max_length=3, hidden_size=8)
     batch = Batch(torch.ones(1, 4, dtype=torch.long), torch.tensor([4]), torch.arange(1))
-    with pytest.raises(ValueError, match=r"4 items a row, more than max_length \(3\)"):
+    with pytest.raises(ValueError, match=r"4 items per row, more than max_length \(3\)"):
         model.recommend(batch, 2)

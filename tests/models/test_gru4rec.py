@@ -7,7 +7,10 @@ import torch
 from lightrec.data.batch import Batch
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
-from lightrec.models.gru4rec import AdagradMomentum, GRU4Rec, GRU4RecEncoder, GRU4RecSession
+from lightrec.interfaces import History
+from lightrec.models.gru4rec import GRU4Rec, GRU4RecEncoder, GRU4RecSession
+from lightrec.recommender import Adagrad
+from lightrec.recommender.optimizer import AdagradMomentum
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +22,12 @@ def seeded():
 def test_going_on_event_by_event_equals_the_full_pass(num_layers, inner_size):
     encoder = GRU4RecEncoder(8, num_layers, inner_size, dropout=0.5).eval()
     x, lengths = torch.randn(3, 7, 8), torch.tensor([7, 7, 7])
-    prepared = encoder.prepare(x, lengths)
+    entered = encoder.enter(History(x, lengths)).x
     state, steps = encoder.init_state(3), []
     for t in range(7):
-        hidden, state = encoder.step(prepared[:, t], state)
+        hidden, state = encoder.step(entered[:, t], state)
         steps.append(hidden)
-    assert torch.allclose(torch.stack(steps, 1), encoder(x, lengths), atol=1e-6)
+    assert torch.allclose(torch.stack(steps, 1), encoder(History(x, lengths)), atol=1e-6)
 
 
 def test_a_step_equals_the_written_out_gates():
@@ -46,7 +49,7 @@ def test_a_step_equals_the_written_out_gates():
 def test_gradients_flow_through_time():
     encoder = GRU4RecEncoder(8, dropout=0.0)
     x = torch.randn(1, 20, 8, requires_grad=True)
-    encoder(x, torch.tensor([20]))[0, -1].sum().backward()
+    encoder(History(x, torch.tensor([20])))[0, -1].sum().backward()
     assert (x.grad[0].abs().sum(1) > 0).all()
 
 
@@ -92,7 +95,7 @@ def toy_log(tmp_path):
 def fitted(tmp_path, epochs, start=None, **options):
     L.seed_everything(0, verbose=False)
     data = SequenceDataModule(path=toy_log(tmp_path), train_windows="sessions", batch_size=8, min_user_events=1)
-    model = GRU4RecSession(11, hidden_size=16, num_negatives=6, embedding_dropout=0.0, momentum=0.1)
+    model = GRU4RecSession(11, hidden_size=16, num_negatives=6, embedding_dropout=0.0, optimizer=Adagrad(momentum=0.1))
     quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
     trainer = L.Trainer(max_epochs=epochs, enable_checkpointing=False, default_root_dir=tmp_path, **(quiet | options))
     trainer.fit(model, data, ckpt_path=start)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
+from lightrec.interfaces import History, total
 from lightrec.models.hmamba import (
     HMamba,
     HMambaEncoder,
@@ -58,7 +59,8 @@ def flat(**options):
     return encoder
 
 
-X, LENGTHS = torch.randn(3, 15, 8, generator=torch.Generator().manual_seed(7)), torch.tensor([15, 15, 15])
+X = torch.randn(3, 15, 8, generator=torch.Generator().manual_seed(7))
+HISTORY = History(X, torch.tensor([15, 15, 15]))
 
 
 @pytest.mark.parametrize("kappa", [1e-3, 0.1, 1.0, 10.0])
@@ -66,28 +68,28 @@ X, LENGTHS = torch.randn(3, 15, 8, generator=torch.Generator().manual_seed(7)), 
 def test_without_a_factor_the_encoder_is_that_of_mamba4rec_at_every_curvature(kappa, num_layers):
     euclidean = flat(num_layers=num_layers)
     encoder = with_weights_of(curved(kappa, "none", num_layers=num_layers), euclidean)
-    assert torch.equal(encoder(X, LENGTHS), euclidean(X, LENGTHS))
+    assert torch.equal(encoder(HISTORY), euclidean(HISTORY))
 
 
 @pytest.mark.parametrize("factor, kappa", [("paper", 1.0), ("flat-limit", 0.0)])
 def test_where_the_factor_is_one_the_encoder_is_bitwise_that_of_mamba4rec(factor, kappa):
     euclidean = flat()
-    assert torch.equal(with_weights_of(curved(kappa, factor), euclidean)(X, LENGTHS), euclidean(X, LENGTHS))
+    assert torch.equal(with_weights_of(curved(kappa, factor), euclidean)(HISTORY), euclidean(HISTORY))
 
 
 @pytest.mark.parametrize("factor, kappa", [("paper", 0.1), ("paper", 10.0), ("flat-limit", 10.0)])
 def test_elsewhere_the_factor_changes_the_encoder(factor, kappa):
     euclidean = flat()
-    out = with_weights_of(curved(kappa, factor), euclidean)(X, LENGTHS)
-    assert (out - euclidean(X, LENGTHS)).abs().max() > 1e-3
+    out = with_weights_of(curved(kappa, factor), euclidean)(HISTORY)
+    assert (out - euclidean(HISTORY)).abs().max() > 1e-3
 
 
 def test_flat_limit_curvature_fades_to_mamba4rec():
     euclidean = flat()
     off = []
     for kappa in (1e-1, 1e-3):
-        out = with_weights_of(curved(kappa, "flat-limit"), euclidean)(X, LENGTHS)
-        off.append((out - euclidean(X, LENGTHS)).abs().max())
+        out = with_weights_of(curved(kappa, "flat-limit"), euclidean)(HISTORY)
+        off.append((out - euclidean(HISTORY)).abs().max())
     assert off[1] < off[0] / 20 and off[1] < 1e-3
 
 
@@ -111,7 +113,7 @@ def test_the_rates_absorb_the_papers_factor(kappa):
     weights["layers.0.mixer.A_log"] = weights["layers.0.mixer.A_log"].clone()
     weights["layers.0.mixer.A_log"][:, 0] -= 0.5 * torch.tensor(kappa).log()
     at_one.load_state_dict(weights)
-    assert torch.allclose(encoder(X, LENGTHS), at_one(X, LENGTHS), atol=1e-6)
+    assert torch.allclose(encoder(HISTORY), at_one(HISTORY), atol=1e-6)
 
 
 def test_curvature_to_zero_gives_squared_euclidean_distances_as_logits():
@@ -125,29 +127,29 @@ def test_curvature_to_zero_gives_squared_euclidean_distances_as_logits():
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("inputs", ["tangent", "points", "released"])
+@pytest.mark.parametrize("inputs", ["tangent", "points", "normed-points"])
 def test_going_on_event_by_event_equals_the_full_pass(factor, inputs):
     encoder = HMambaEncoder(8, state_size=4, factor=factor, inputs=inputs, kappa=0.3, dropout=0.5).eval()
-    prepared = encoder.prepare(X, LENGTHS)
+    entered = encoder.enter(HISTORY).x
     state, steps = encoder.init_state(3), []
     for t in range(15):
-        hidden, state = encoder.step(prepared[:, t], state)
+        hidden, state = encoder.step(entered[:, t], state)
         steps.append(hidden)
-    assert torch.allclose(torch.stack(steps, 1), encoder(X, LENGTHS), atol=1e-5)
+    assert torch.allclose(torch.stack(steps, 1), encoder(HISTORY), atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
 def test_what_comes_later_changes_nothing_before_to_the_bit(factor):
     encoder, changed = curved(0.3, factor, num_layers=2), X.clone()
     changed[:, 9:] = 50 * torch.randn(3, 6, 8)
-    before, after = encoder(X, LENGTHS), encoder(changed, LENGTHS)
+    before, after = encoder(HISTORY), encoder(HISTORY._replace(x=changed))
     assert torch.equal(before[:, :9], after[:, :9]) and not torch.allclose(before[:, 9:], after[:, 9:])
 
 
 MODELS = [
     *[(HMamba, dict(factor=factor, kappa=0.3)) for factor in FACTORS],
     (HMamba, dict(power=1, num_layers=2)),
-    *[(kind, dict(compat=compat)) for kind in (HMambaFull, HMambaHalf) for compat in ("released", "algorithm1")],
+    *[(kind, dict(fidelity=fidelity)) for kind in (HMambaFull, HMambaHalf) for fidelity in ("released", "paper")],
 ]
 every_model = pytest.mark.parametrize(
     "kind, options", MODELS, ids=lambda v: v.__name__ if isinstance(v, type) else str(v)
@@ -181,8 +183,8 @@ def test_the_scorer_gives_the_same_twice_and_changes_nothing(kind, options):
 def test_every_parameter_learns_from_the_loss(kind, options):
     model = kind(30, hidden_size=8, state_size=4, **options)
     batch, _ = histories()
-    batch = batch.map(lambda t: t[torch.tensor([0, 1, 3])])
-    model.loss(batch).backward()
+    batch = batch.rows(torch.tensor([0, 1, 3]))
+    total(model.loss(batch)).backward()
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
 
@@ -204,11 +206,11 @@ def test_the_first_curvature_puts_normed_states_at_radius_two_whatever_the_width
 
 def test_half_of_the_listing_is_mamba4rec_to_the_letter():
     """Taken literally, the Half branch of the paper's algorithm has no hyperbolic operation."""
-    mamba = Mamba4Rec(30, hidden_size=8, state_size=4, init="released").eval()
+    mamba = Mamba4Rec(30, hidden_size=8, state_size=4, fidelity="released").eval()
     half = with_weights_of(HMambaHalf(30, hidden_size=8, state_size=4, fidelity="paper"), mamba)
     batch, _ = histories()
     assert torch.equal(half.items.score(half.query(batch)), mamba.items.score(mamba.query(batch)))
-    assert torch.equal(half.loss(batch.map(lambda t: t[:2])), mamba.loss(batch.map(lambda t: t[:2])))
+    assert torch.equal(total(half.loss(batch.rows(slice(2)))), total(mamba.loss(batch.rows(slice(2)))))
 
 
 def released_score(h, e):
@@ -254,12 +256,12 @@ def test_the_fused_loss_of_full_as_released_is_that_of_its_scores():
 def test_full_as_released_draws_its_items_to_the_origin():
     model = HMambaFull(30, hidden_size=8, state_size=4, dropout=0.0)
     batch, _ = histories()
-    batch = batch.map(lambda t: t[torch.tensor([0, 1, 3])])
+    batch = batch.rows(torch.tensor([0, 1, 3]))
     inputs = batch.item_ids[:, :-1]
     pull = lift(exp0(model.items(inputs), 1.0), 1.0).norm(dim=-1).mean()  # padding is the origin, of norm 1
-    plain = NextItem()(model, batch)
-    assert torch.allclose(model.loss(batch), plain + pull, atol=1e-5)
-    assert torch.allclose(PointNorm()(model, batch), pull)
+    plain = total(NextItem()(model, batch))
+    assert torch.allclose(total(model.loss(batch)), plain + pull, atol=1e-5)
+    assert torch.allclose(total(PointNorm()(model, batch)), pull)
     without = HMambaFull(30, hidden_size=8, state_size=4, norm_reg=0.0)
     assert isinstance(without.objective, NextItem)
 
@@ -273,7 +275,7 @@ def test_full_as_released_begins_as_published():
             assert not module.bias.any()
     assert model.encoder.layers[0].mixer.in_proj.weight.shape == (256, 65)
     # The norm over all coordinates leaves an almost constant vector: the time part is 40 times the spread of the rest.
-    x = model.encoder.eval().prepare(table[1:101, None], torch.ones(100))[:, 0]
+    x = model.encoder.eval().enter(History(table[1:101, None], torch.ones(100))).x[:, 0]
     assert 7.7 < x[:, 0].mean() < 8.0 and x[:, 1:].std() < 0.25
     assert F.cosine_similarity(x[:50], x[50:]).mean() > 0.95
 
@@ -281,7 +283,7 @@ def test_full_as_released_begins_as_published():
 def test_full_of_the_listing_reads_points_and_scores_by_distance():
     model = HMambaFull(30, hidden_size=8, state_size=4, fidelity="paper", kappa=0.5).eval()
     batch, _ = histories()
-    x = model.encoder.prepare(model.vectors(batch), batch.lengths)
+    x = model.encoder.enter(model.history(batch)).x
     off = -x[..., 0].square() + x[..., 1:].square().sum(-1) + 2.0  # <x, x> = -1 / kappa
     assert x.shape[-1] == 9 and off.abs().max() < 1e-5
     hidden = model.query(batch)
@@ -343,19 +345,19 @@ def test_training_logs_the_share_of_saturated_logits(kind, tmp_path):
 def test_the_first_loss_is_that_of_chance(options):
     model = HMamba(5000, dropout=0.0, **options)
     batch = Batch(torch.randint(1, 5001, (32, 9)), torch.full((32,), 9), torch.arange(32))
-    assert abs(model.loss(batch).item() - torch.tensor(5000.0).log()) < 0.1
+    assert abs(total(model.loss(batch)).item() - torch.tensor(5000.0).log()) < 0.1
 
 
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="factor 'other' is unknown; choose flat-limit, paper, none"):
         HMamba(9, factor="other")
-    with pytest.raises(ValueError, match="inputs 'other'"):
+    with pytest.raises(ValueError, match="inputs 'other' is unknown; choose tangent, points, normed-points"):
         HMambaEncoder(8, inputs="other")
     with pytest.raises(ValueError, match="one layer, got num_layers"):
         HMambaEncoder(8, num_layers=2, inputs="points")
     with pytest.raises(ValueError, match=r"num_layers \(0\)"):
         HMamba(9, num_layers=0)
-    with pytest.raises(ValueError, match="compat 'paper' is unknown; choose released, algorithm1"):
-        HMambaHalf(9, compat="paper")
+    with pytest.raises(ValueError, match="fidelity 'ours' is unknown; choose released, paper"):
+        HMambaHalf(9, fidelity="ours")
     with pytest.raises(InputError, match="curvature 1 only, got kappa=0.5"):
         HMambaFull(9, kappa=0.5)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lightrec.data.batch import Batch
+from lightrec.interfaces import History
 from lightrec.models.sasrec import SASRec, SASRecEncoder
 
 
@@ -39,7 +40,7 @@ def randomised(**options):
     return encoder
 
 
-def test_original2018_is_the_graph_of_the_released_code_on_three_items():
+def test_released_is_the_graph_of_the_released_code_on_three_items():
     encoder = randomised(fidelity="released")
     x = torch.randn(3, 4)
     y = x + encoder.positions.weight[[2, 1, 0]]  # the most recent item stands at 0
@@ -48,7 +49,7 @@ def test_original2018_is_the_graph_of_the_released_code_on_three_items():
         z = norm(query + attend(block.attention, query, y), block.feed_forward_norm)
         y = z + block.feed_forward.down(F.relu(block.feed_forward.up(z)))
     expected = norm(y, encoder.norm)
-    assert torch.allclose(encoder(x[None], torch.tensor([3]))[0], expected, atol=1e-4)
+    assert torch.allclose(encoder(History(x[None], torch.tensor([3])))[0], expected, atol=1e-4)
     assert all(isinstance(b.attention.output, torch.nn.Identity) for b in encoder.blocks)  # no W_O
     assert encoder.norm.eps == 1e-8
 
@@ -60,7 +61,7 @@ def test_pre_norm_is_the_ordinary_transformer_block_on_three_items():
         normed = norm(y, block.attention_norm)
         y = y + block.attention.output(attend(block.attention, normed, normed))
         y = y + block.feed_forward(norm(y, block.feed_forward_norm))
-    assert torch.allclose(encoder(x[None], torch.tensor([3]))[0], norm(y, encoder.norm), atol=1e-4)
+    assert torch.allclose(encoder(History(x[None], torch.tensor([3])))[0], norm(y, encoder.norm), atol=1e-4)
 
 
 def test_post_norm_is_the_block_of_bert_on_three_items():
@@ -70,7 +71,7 @@ def test_post_norm_is_the_block_of_bert_on_three_items():
     for block in encoder.blocks:
         y = norm(y + block.attention.output(attend(block.attention, y, y)), block.attention_norm)
         y = norm(y + block.feed_forward(y), block.feed_forward_norm)
-    assert torch.allclose(encoder(x[None], torch.tensor([3]))[0], y, atol=1e-4)
+    assert torch.allclose(encoder(History(x[None], torch.tensor([3])))[0], y, atol=1e-4)
     assert isinstance(encoder.norm, torch.nn.Identity) and encoder.input_norm.eps == 1e-12
 
 
@@ -85,21 +86,23 @@ def test_post_norm_is_drawn_as_published():
     assert model.items.scale == 1.0  # the norm comes after
 
 
-@pytest.mark.parametrize("variant", ["pre_norm", "original2018", "post_norm"])
-def test_the_past_is_bit_identical_whatever_comes_later(variant):
-    encoder = SASRecEncoder(6, 8, num_heads=2, variant=variant).eval()
+@pytest.mark.parametrize(
+    "graph", [dict(variant="pre_norm"), dict(fidelity="released"), dict(variant="post_norm")], ids=str
+)
+def test_the_past_is_bit_identical_whatever_comes_later(graph):
+    encoder = SASRecEncoder(6, 8, num_heads=2, **graph).eval()
     x, lengths = torch.randn(1, 6, 8), torch.tensor([6])
     changed = torch.cat([x[:, :4], torch.randn(1, 2, 8)], 1)
-    assert torch.equal(encoder(x, lengths)[:, :4], encoder(changed, lengths)[:, :4])
+    assert torch.equal(encoder(History(x, lengths))[:, :4], encoder(History(changed, lengths))[:, :4])
 
 
 def test_positions_are_those_of_the_left_padded_original():
     """There, the last column is the most recent item, however short the history."""
     encoder = SASRecEncoder(5, 8).eval()
-    prepared = encoder.prepare(torch.zeros(2, 4, 8), torch.tensor([4, 2]))
+    entered = encoder.enter(History(torch.zeros(2, 4, 8), torch.tensor([4, 2]))).x
     for row, length in ((0, 4), (1, 2)):
         for t in range(length):
-            assert torch.equal(prepared[row, t], encoder.positions.weight[length - 1 - t])
+            assert torch.equal(entered[row, t], encoder.positions.weight[length - 1 - t])
 
 
 def test_padding_on_the_right_changes_no_state():
@@ -109,7 +112,7 @@ def test_padding_on_the_right_changes_no_state():
     assert torch.allclose(model.encode(short)[0], model.encode(padded)[0, :3], atol=1e-6)
 
 
-def test_original2018_scales_what_it_reads_and_not_what_it_scores():
+def test_released_scales_what_it_reads_and_not_what_it_scores():
     model = SASRec(9, max_length=6, hidden_size=16, fidelity="released")
     table = model.items.embedding.weight
     assert torch.allclose(model.items(torch.tensor([3])), 4 * table[3])
@@ -118,7 +121,9 @@ def test_original2018_scales_what_it_reads_and_not_what_it_scores():
 
 
 def test_an_unknown_variant_and_a_long_row_are_refused():
-    with pytest.raises(ValueError, match="post"):
+    with pytest.raises(ValueError, match="variant 'post' is unknown; choose query_norm, pre_norm, post_norm"):
         SASRecEncoder(4, 8, variant="post")
-    with pytest.raises(ValueError, match=r"5 items a row, more than max_length \(4\)"):
-        SASRecEncoder(4, 8)(torch.zeros(1, 5, 8), torch.tensor([5]))
+    with pytest.raises(ValueError, match="fidelity='released' is the block `query_norm`, got variant 'pre_norm'"):
+        SASRecEncoder(4, 8, variant="pre_norm", fidelity="released")
+    with pytest.raises(ValueError, match=r"5 items per row, more than max_length \(4\)"):
+        SASRecEncoder(4, 8)(History(torch.zeros(1, 5, 8), torch.tensor([5])))

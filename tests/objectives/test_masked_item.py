@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightrec.data.batch import Batch
+from lightrec.interfaces import total
 from lightrec.models.bert4rec import BERT4Rec
 from lightrec.objectives.masked_item import Cloze
 
@@ -64,7 +65,7 @@ def test_the_loss_is_the_cross_entropy_of_the_hidden_items_alone(monkeypatch):
     inputs = batch.replace(item_ids=batch.item_ids.masked_fill(hidden, 10))
     logits = model.items.score(model.encode(inputs)[hidden])
     expected = F.cross_entropy(logits, batch.item_ids[hidden])
-    assert torch.isclose(Cloze()(model, batch), expected, atol=1e-6)
+    assert torch.isclose(total(Cloze()(model, batch)), expected, atol=1e-6)
 
 
 def test_a_hidden_item_never_enters_the_forward_pass(monkeypatch):
@@ -86,7 +87,7 @@ def test_a_hidden_item_never_enters_the_forward_pass(monkeypatch):
     "options, message",
     [
         ({"mask_probability": 0.0}, "above 0"),
-        ({"mask_probability": 1.1}, "at most 1"),
+        ({"mask_probability": 1.1}, r"mask_probability \(1.1\) must be between 0 and 1"),
         ({"last_only_share": -0.1}, "between 0 and 1"),
         ({"max_masks": 0}, "at least 1"),
     ],
