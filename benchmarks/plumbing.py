@@ -9,6 +9,8 @@ It reads source, imports nothing of lightrec's, and prints a table. Definitions:
   `counting.py`). Three things count, of every class with a constructor of its own: the text under `Args:` of its
   docstring, the signature of `__init__`, and the call of `super().__init__` with all that is built inside of it. A line
   counts once. The share is of all lines of the file.
+* Written again is the part of it that says what is said elsewhere. It is the calls, and the lines of options that an
+  earlier constructor of the same file has under the same name.
 * A constructor is wide if it has more than eight parameters, `self` not counted. Every `.py` file of `lightrec/`,
   `plugins/` and `triton_kernels/` is read, but for tests and benchmarks.
 * Rooms are the files and folders directly in `lightrec/`. A room imports another if any of its files does. Imports in
@@ -69,15 +71,31 @@ def handed_on(function: ast.FunctionDef) -> Iterator[int]:
             yield from range(call.lineno, call.end_lineno + 1)
 
 
-def plumbing(path: Path) -> tuple[int, int]:
-    """Returns the lines of constructor plumbing and all lines of a file."""
+def plumbing(path: Path) -> dict[str, int]:
+    """Returns lines of a file by kind: docs, signatures and calls of constructors; written again; all."""
     text = path.read_text()
-    lines: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
+    found: dict[str, set[int]] = {"docs": set(), "signatures": set(), "calls": set(), "again": set()}
+    known: set[str] = set()
+    for node in ast.parse(text).body:
         init = constructor_of(node) if isinstance(node, ast.ClassDef) else None
         if init:
-            lines |= {*documented(node), *documented(init), *range(init.lineno, init.body[0].lineno), *handed_on(init)}
-    return len(lines), len(text.splitlines())
+            parts = {
+                "docs": {*documented(node), *documented(init)},
+                "signatures": set(range(init.lineno, init.body[0].lineno)),
+                "calls": set(handed_on(init)),
+            }
+            for kind, lines in parts.items():
+                found[kind] |= lines
+            rows = text.splitlines()
+            option = re.compile(r"^\s*(" + "|".join(known & set(parameters_of(init))) + r")\s*:") if known else None
+            once = parts["docs"] | parts["signatures"]
+            found["again"] |= parts["calls"] | {n for n in once if option and option.match(rows[n - 1])}
+            known |= set(parameters_of(init))
+    plumb = found["docs"] | found["signatures"] | found["calls"]
+    return {kind: len(lines) for kind, lines in found.items()} | {
+        "plumbing": len(plumb),
+        "lines": len(text.splitlines()),
+    }
 
 
 def wide_constructors(root: Path) -> list[tuple[int, str]]:
@@ -158,11 +176,14 @@ def print_all() -> None:
     root = parser.parse_args().root.resolve()
     package = root / "lightrec"
 
-    print("| file | plumbing | lines | share |\n|---|---|---|---|")
+    print("| file | docs | signatures | calls | plumbing | lines | share | written again | share |")
+    print("|---|---|---|---|---|---|---|---|---|")
     counts = {p.name: plumbing(p) for p in sorted((package / "models").glob("*.py")) if p.name not in NOT_LEARNED}
-    counts["all"] = (sum(plumb for plumb, _ in counts.values()), sum(lines for _, lines in counts.values()))
-    for name, (plumb, lines) in counts.items():
-        print(f"| {name} | {plumb} | {lines:,} | {plumb / lines:.0%} |")
+    counts["all"] = {kind: sum(found[kind] for found in counts.values()) for kind in next(iter(counts.values()))}
+    for name, n in counts.items():
+        shares = [f"{n[kind] / n['lines']:.0%}" for kind in ("plumbing", "again")]
+        cells = [n["docs"], n["signatures"], n["calls"], n["plumbing"], n["lines"], shares[0], n["again"], shares[1]]
+        print(f"| {name} | {' | '.join(map(str, cells))} |")
 
     wide = wide_constructors(root)
     print(f"\n{len(wide)} constructors have more than {WIDE} parameters.\n\n| parameters | constructor |\n|---|---|")
