@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightrec
 from lightrec.configurable import Configurable
 
 FORMAT = 2
 """Of `checkpoint["lightrec"]`."""
-
-_KEPT = "_data_facts"
-
 
 def describe_run(model: Configurable, data: Any) -> dict:
     """Returns what `checkpoint["lightrec"]` holds.
@@ -29,16 +27,19 @@ def describe_run(model: Configurable, data: Any) -> dict:
     }
 
 
+# Constant while the data are: packing a catalog of a million titles at every epoch would be felt.
+_known: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
+
+
 def _facts_of(data: Any) -> dict:
-    # Constant while the data are: packing a catalog of a million titles at every epoch would be felt.
-    kept = getattr(data, _KEPT, None)
-    if kept is None:
-        kept = {
+    """Returns what a data module, or None, says of itself."""
+    if data is None:
+        return {"data": None, "protocol": None, "catalog": None, "max_length": None}
+    if data not in _known:
+        _known[data] = {
             "data": data.describe() if hasattr(data, "describe") else None,
             "protocol": data.protocol() if hasattr(data, "protocol") else None,
             "catalog": data.catalog.to_tensors() if hasattr(data, "catalog") else None,
             "max_length": getattr(data, "max_length", None),
         }
-        if data is not None:
-            setattr(data, _KEPT, kept)
-    return kept
+    return _known[data]
