@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/length.py [--write docs/benchmarks-length.md]
 
-A step is the loss, its gradients and the optimiser's update, on rows of exactly L items, as many rows as make about
+A step is the loss, its gradients and the optimizer's update, on rows of exactly L items, as many rows as make about
 `--positions` positions. Models have one width and otherwise the defaults of their papers. Two tables: whole steps, with
 the full softmax over the catalog, which costs the same at every length; and the encoder alone, forward and backward,
 which is where models differ. One thread, process CPU time per real position, medians and range of rounds in which all
@@ -219,23 +219,29 @@ def main() -> None:
     baseline = ("SASRec", None)
     positions = {v[0]: getattr(cases[v, lengths[0]].model.objective, "positions", "all") for v in variants}
     last = [name for name, where in positions.items() if where == "last"]
-    note = "not causal, trained on the last position of each row: its steps leave the softmax of all others out."
+    note = (
+        "is not causal and is trained on the last position of each row. "
+        "Its steps leave the softmax of all other positions out."
+    )
     text = [
         "# Training speed against length",
         "",
-        "CPU microseconds per real position on one thread; rows of exactly L items, as many as make about",
-        f"{options.positions:,} positions a step; {options.num_items:,} items, hidden size {options.hidden_size}, each",
-        f"paper's other defaults. Median of {options.rounds} rounds in which all variants took turns, range in",
-        "brackets, then how many times faster than SASRec at that length. A recurrent network makes its steps one",
-        "after another, so few long rows leave it little to do at a time.",
+        "CPU microseconds per real position on one thread. Rows have exactly L items, and as many rows as make about",
+        f"{options.positions:,} positions per step. There are {options.num_items:,} items, hidden size "
+        f"{options.hidden_size} and each paper's other defaults.",
+        f"A cell holds the median of {options.rounds} rounds in which all variants took turns, then the range in "
+        "brackets.",
+        "The factor after it says how many times faster than SASRec at that length.",
         "",
-        f"`benchmarks/length.py`, {datetime.date.today()}, {processor()}, torch {torch.__version__}; wall over",
-        f"CPU time, median: {over:.2f}.",
-        *(f"{name}: {note}" for name in last),
+        f"`benchmarks/length.py`, {datetime.date.today()}, {processor()}, torch {torch.__version__}.",
+        f"Wall over CPU time, median: {over:.2f}.",
+        "",
+        "A recurrent network makes its steps one after another, so few long rows leave it little to do at a time.",
+        *(f"{name} {note}" for name in last),
         "",
         "## Whole training step",
         "",
-        "Full softmax, gradients and the optimiser's update.",
+        "Full softmax, gradients and the optimizer's update.",
         "",
         table(spent, variants, lengths, "step", baseline),
         "",

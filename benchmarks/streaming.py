@@ -128,13 +128,16 @@ def main() -> None:
     text = [
         "# Speed of streaming",
         "",
-        "Events per second of CPU time, on one thread: an event is observed and ten items are recommended, seen ones",
-        f"left out. L events came before. {options.num_items:,} items, hidden size {options.hidden_size}, each paper's",
-        f"other defaults, random weights. Median of {options.rounds} rounds in which all variants took turns, range in",
-        "brackets. `step` advances a state, `re-encoding` keeps the last L items and reads them again.",
+        "Events per second of CPU time, on one thread. L events came before. Then an event is observed and ten items",
+        "are recommended, seen ones left out.",
+        f"There are {options.num_items:,} items, hidden size {options.hidden_size}, each paper's other defaults and",
+        "random weights.",
+        f"A cell holds the median of {options.rounds} rounds in which all variants took turns, and the range in",
+        "brackets.",
+        "`step` advances a state, `re-encoding` keeps the last L items and reads them again.",
         "",
-        f"`benchmarks/streaming.py`, {datetime.date.today()}, {processor()}, torch {torch.__version__}; scan kernel of",
-        f"re-encoding: {kernel}; wall time over CPU time, median: {statistics.median(over):.2f}.",
+        f"`benchmarks/streaming.py`, {datetime.date.today()}, {processor()}, torch {torch.__version__}.",
+        f"Scan kernel of re-encoding: {kernel}. Wall time over CPU time, median: {statistics.median(over):.2f}.",
         "",
     ]
     for n in AT_ONCE:
