@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from lightrec.models.hmamba import HyperbolicMixer
 from lightrec.nn.hyperbolic import Curvature
-from lightrec.nn.mamba import MambaLayer, MambaMixer, released_init
+from lightrec.nn.mamba import MambaLayer, MambaMixer, normal_init
 
 # float32 against float64, relative to the largest value; the spec's 1e-5 and 1e-4 are looser
 OUTPUT, GRADIENT = 2e-6, 2e-5
@@ -245,7 +245,7 @@ def first_deltas(mixer, x):
     return seen["delta"]
 
 
-def test_the_released_initialisation_begins_with_short_memory():
+def test_the_normal_initialisation_begins_with_short_memory():
     delta = first_deltas(MambaMixer(64, 32, init="normal"), F.layer_norm(torch.randn(16, 50, 64), (64,)))
     assert 0.68 < delta.mean() < 0.71
     assert (delta - 0.693).abs().max() < 0.02
@@ -262,12 +262,12 @@ def test_mambas_initialisation_begins_with_deltas_between_a_thousandth_and_a_ten
 
 
 def test_both_initialisations_share_the_rates_and_the_skip():
-    for init in ("mamba", "released"):
+    for init in ("mamba", "normal"):
         mixer = MambaMixer(16, 8, init=init)
         assert torch.allclose(mixer.A_log.exp(), torch.arange(1.0, 9).expand(32, 8)) and (mixer.D == 1).all()
 
 
-def test_the_released_initialisation_reaches_every_linear_map_of_a_layer():
+def test_the_normal_initialisation_reaches_every_linear_map_of_a_layer():
     layer = MambaLayer(64, 16, init="normal")
     maps = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
     assert len(maps) == 6
@@ -275,7 +275,7 @@ def test_the_released_initialisation_reaches_every_linear_map_of_a_layer():
         assert 0.017 < linear.weight.std() < 0.023
         assert linear.bias is None or not linear.bias.any()
     own = MambaMixer(64)
-    released_init(own)
+    normal_init(own)
     assert not own.dt_proj.bias.any()
 
 
@@ -340,5 +340,5 @@ def test_autocast_keeps_the_scan_precise():
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match=r"state_size \(0\) must be at least 1"):
         MambaMixer(8, state_size=0)
-    with pytest.raises(ValueError, match="init 'other' is unknown; choose mamba, released"):
+    with pytest.raises(ValueError, match="init 'other' is unknown; choose mamba, normal"):
         MambaMixer(8, init="other")
