@@ -1,30 +1,13 @@
-"""Configurable and describe; ranking a catalog in blocks."""
+"""The values and defaults of the interfaces: History, Losses, the loss over the catalog, and the step form."""
 
-import copy
-import json
-
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightrec import interfaces
-from lightrec.checkpoint import build
-from lightrec.configurable import Configurable, describe
-from lightrec.errors import InputError
-from lightrec.interfaces import ItemTable, SequenceEncoder
+from lightrec.interfaces import History, ItemTable, Search, SequenceEncoder, Term, total
 from lightrec.items.embedding import ItemEmbedding
-from lightrec.search.exact import ExactSearch
-
-
-class Part(Configurable):
-    def __init__(self, size: int, rates: tuple[float, ...] = (0.1, 0.2), inner: "Part | None" = None):
-        self.size = size
-
-
-class Pair(Part):
-    def __init__(self, size: int = 3):
-        super().__init__(size * 2, inner=Part(1))
+from lightrec.ops.blocks import budget
 
 
 class Distance(ItemTable):
@@ -57,182 +40,89 @@ def table(request):
     return table
 
 
-def numpy_ranking(table, hidden, exclude_ids=None):
-    """Sorts all scores: item ids [B, num_items] best first, with their scores."""
-    scores = table.score(hidden).detach().numpy()[:, 1:].copy()
-    if exclude_ids is not None:
-        for row, ids in enumerate(exclude_ids.tolist()):
-            scores[row, [i - 1 for i in ids if i]] = -np.inf
-    order = np.argsort(-scores, axis=1, kind="stable")
-    return order + 1, np.take_along_axis(scores, order, 1)
-
-
-def test_arguments_are_remembered_with_their_defaults_by_the_outermost_class():
-    assert describe(Part(4)) == {
-        "class_path": f"{__name__}.Part",
-        "init_args": {"size": 4, "rates": [0.1, 0.2], "inner": None},
-    }
-    assert describe(Pair()) == {"class_path": f"{__name__}.Pair", "init_args": {"size": 3}}
-    assert Pair().size == 6
-
-
-def test_nested_parts_are_described_and_built_again():
-    part = Part(1, inner=Part(2, rates=(0.5,), inner=Pair(7)))
-    text = json.dumps(describe(part))
-    rebuilt = build(json.loads(text), trust=[__name__])
-    assert describe(rebuilt) == describe(part)
-    assert type(rebuilt._init_args["inner"]._init_args["inner"]) is Pair
-
-
-def test_copies_remember_too():
-    part = Part(5, inner=Part(6))
-    assert describe(copy.deepcopy(part)) == describe(part)
-
-
-def test_a_wrong_call_is_reported_by_the_constructor():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'sise'"):
-        Part(sise=3)
-
-
-@pytest.mark.parametrize("value", [nn.Linear(1, 1), torch.zeros(2), {1, 2}, object()])
-def test_what_is_neither_primitive_nor_a_part_is_refused(value):
-    with pytest.raises(TypeError, match=f"{type(value).__name__} cannot be written into a checkpoint"):
-        describe(Part(1, inner=value))
+@pytest.fixture
+def history():
+    torch.manual_seed(0)
+    times = torch.arange(12).view(3, 4)
+    columns = {"action": times * 10, "features": torch.randn(3, 4, 2)}
+    return History(torch.randn(3, 4, 5), torch.tensor([4, 1, 3]), times, times + 1, columns)
 
 
 def test_abstract_parts_cannot_be_built():
-    for kind in (ItemTable, SequenceEncoder):
+    for kind in (ItemTable, SequenceEncoder, Search):
         with pytest.raises(TypeError, match="abstract"):
             kind()
 
 
 def test_an_encoder_without_a_step_form_says_what_to_do():
     class Identity(SequenceEncoder):
-        prepare = mix = lambda self, x, lengths: x
+        def enter(self, history):
+            return history
+
+        def mix(self, history):
+            return history.x
 
     x = torch.randn(1, 2, 3)
-    assert torch.equal(Identity()(x, torch.tensor([2])), x)
+    assert torch.equal(Identity()(History(x, torch.tensor([2]))), x)
     with pytest.raises(NotImplementedError, match="Identity has no step form: encode the whole history"):
         Identity().init_state(4)
 
 
-@pytest.mark.parametrize("k", [1, 5, NUM_ITEMS])
-def test_top_k_is_what_sorting_all_scores_gives(table, k):
-    hidden = torch.randn(6, 5)
-    item_ids, scores = ExactSearch()(table, hidden, k)
-    expected_ids, expected = numpy_ranking(table, hidden)
-    assert np.array_equal(item_ids.numpy(), expected_ids[:, :k])
-    assert np.allclose(scores.detach().numpy(), expected[:, :k], atol=1e-6)
+def test_calling_an_encoder_mixes_what_entered_and_its_last_state_is_that_of_the_call(history):
+    class Shifted(SequenceEncoder):
+        def enter(self, history):
+            return history._replace(x=history.x + history.timestamps[..., None])
+
+        def mix(self, history):
+            return history.x.cumsum(1)
+
+    encoder = Shifted()
+    expected = (history.x + history.timestamps[..., None]).cumsum(1)
+    assert torch.equal(encoder(history), expected)
+    assert torch.equal(encoder.last(history), expected[torch.arange(3), history.lengths - 1])
 
 
-@pytest.mark.parametrize("block_items", [1, 4, 7, 22, 23, 24])
-def test_blocks_of_any_size_give_one_blocks_answer(table, monkeypatch, block_items):
-    hidden = torch.randn(6, 5)
-    exclude = torch.tensor([[1, 2, 0], [23, 22, 21], [0, 0, 0], [5, 5, 5], [8, 1, 23], [4, 0, 7]])
-    whole_ids, whole = ExactSearch()(table, hidden, 4, exclude)
-    monkeypatch.setattr(interfaces, "_BLOCK_BYTES", 4 * len(hidden) * block_items)
-    item_ids, scores = ExactSearch()(table, hidden, 4, exclude)
-    assert torch.equal(item_ids, whole_ids) and torch.allclose(scores, whole, atol=1e-6)
-    expected_ids, _ = numpy_ranking(table, hidden, exclude)
-    assert np.array_equal(item_ids.numpy(), expected_ids[:, :4])
+def test_a_history_knows_its_real_positions_and_the_last_of_them(history):
+    assert history.mask.tolist() == [[True] * 4, [True] + [False] * 3, [True] * 3 + [False]]
+    assert torch.equal(history.last(history.x), torch.stack([history.x[0, 3], history.x[1, 0], history.x[2, 2]]))
+    assert history.last(history.timestamps).tolist() == [3, 4, 10]
 
 
-def test_excluded_items_are_left_out_and_lists_that_run_out_are_padded(table):
-    hidden = torch.randn(2, 5)
-    exclude = torch.tensor([[*range(1, 21), 0, 0, 0], [*range(1, NUM_ITEMS + 1)]])
-    item_ids, scores = ExactSearch()(table, hidden, 5, exclude)
-    assert set(item_ids[0, :3].tolist()) == {21, 22, 23} and item_ids[0, 3:].tolist() == [0, 0]
-    assert (scores[0, 3:] == -torch.inf).all() and scores[0, :3].isfinite().all()
-    assert item_ids[1].tolist() == [0] * 5 and (scores[1] == -torch.inf).all()
+def test_a_history_is_cut_in_every_part(history):
+    short = history.cut(2)
+    assert short.lengths.tolist() == [2, 1, 2] and torch.equal(short.x, history.x[:, :2])
+    assert torch.equal(short.timestamps, history.timestamps[:, :2])
+    assert torch.equal(short.query_times, history.query_times[:, :2])
+    assert {name: tuple(column.shape) for name, column in short.columns.items()} == {
+        "action": (3, 2),
+        "features": (3, 2, 2),
+    }
+    bare = History(history.x, history.lengths).cut(3)
+    assert bare.timestamps is None and bare.query_times is None and bare.columns == {}
 
 
-def test_more_places_than_items_are_padded(table, monkeypatch):
-    monkeypatch.setattr(interfaces, "_BLOCK_BYTES", 1)
-    item_ids, scores = ExactSearch()(table, torch.randn(3, 5), NUM_ITEMS + 4)
-    assert (item_ids[:, NUM_ITEMS:] == 0).all() and (scores[:, NUM_ITEMS:] == -torch.inf).all()
-    assert all(sorted(row[:NUM_ITEMS].tolist()) == list(range(1, NUM_ITEMS + 1)) for row in item_ids)
-
-
-def test_candidates_are_all_there_is_to_rank(table):
-    hidden = torch.randn(2, 5)
-    candidates = torch.tensor([[3, 9, 23, 0], [1, 2, 0, 0]])
-    item_ids, scores = ExactSearch()(table, hidden, 5, candidate_ids=candidates)
-    full = table.score(hidden)
-    for row, own in enumerate(([3, 9, 23], [1, 2])):
-        expected = sorted(own, key=lambda item: -full[row, item].item())
-        assert item_ids[row].tolist() == expected + [0] * (5 - len(own))
-        assert torch.allclose(scores[row, : len(own)], full[row, expected], atol=1e-6)
-
-
-def test_candidates_may_be_excluded_too(table):
-    hidden = torch.randn(3, 5)
-    candidates = torch.tensor([[3, 9, 23, 7], [1, 2, 0, 0], [4, 5, 6, 7]])
-    exclude = torch.tensor([[23, 3, 11], [0, 0, 0], [7, 5, 4]])
-    item_ids, scores = ExactSearch()(table, hidden, 4, exclude, candidates)
-    alone_ids, alone = ExactSearch()(table, hidden, 4, None, torch.tensor([[9, 7, 0, 0], [1, 2, 0, 0], [6, 0, 0, 0]]))
-    assert torch.equal(item_ids, alone_ids) and torch.allclose(scores, alone, atol=1e-6)
+def test_a_loss_is_the_weighted_sum_of_its_terms_and_weight_zero_only_logs():
+    watched = torch.tensor(torch.nan, requires_grad=True)
+    values = torch.tensor([2.0, 3.0], requires_grad=True)
+    weight = torch.tensor(0.5, requires_grad=True)
+    losses = {"a": Term(values[0]), "b": Term(values[1], weight), "watched": Term(watched, 0)}
+    loss = total(losses)
+    loss.backward()
+    assert loss.item() == 3.5 and values.grad.tolist() == [1.0, 0.5]
+    assert weight.grad == 3.0  # a weight that is learned
+    assert watched.grad is None  # not even its NaN is multiplied in
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2**20])
-def test_a_nan_anywhere_raises(table, monkeypatch, block_bytes):
-    monkeypatch.setattr(interfaces, "_BLOCK_BYTES", block_bytes)
-    for item in (1, 12, NUM_ITEMS):
-        spoiled = copy.deepcopy(table)
-        with torch.no_grad():
-            spoiled.embedding.weight[item] = torch.nan
-        with pytest.raises(InputError, match="diverged; lower --model.optimizer.learning_rate"):
-            ExactSearch()(spoiled, torch.randn(3, 5), 2)
-
-
-def test_ranking_is_in_float32_under_autocast(table):
-    hidden = torch.randn(3, 5)
-    expected = ExactSearch()(table, hidden, 5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        item_ids, scores = ExactSearch()(table, hidden, 5)
-    assert scores.dtype == torch.float32 and torch.equal(item_ids, expected[0]) and torch.equal(scores, expected[1])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_a_table_in_any_dtype_ranks_by_float32_scores(table, dtype, monkeypatch):
-    hidden, candidates = torch.randn(6, 5).to(dtype), torch.tensor([[3, 9, 23, 0]]).expand(6, -1)
-    table = table.to(dtype)
-    exact = copy.deepcopy(table).double()
-    tolerance = {torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float64: 1e-6}[dtype]  # a few units of what is stored
-    for block_bytes in (2**20, 4 * len(hidden) * 7):
-        monkeypatch.setattr(interfaces, "_BLOCK_BYTES", block_bytes)
-        for given in (None, candidates):
-            item_ids, scores = ExactSearch()(table, hidden, 3, candidate_ids=given)
-            best = ExactSearch()(exact, hidden, 3, candidate_ids=given)[1]
-            assert scores.dtype == torch.float32 and item_ids.min() > 0
-            assert torch.allclose(scores, best, rtol=tolerance, atol=tolerance * best.abs().max().item())
-
-
-def test_a_linear_head_in_bfloat16_is_summed_in_float32():
-    torch.manual_seed(0)
-    table, hidden = ItemEmbedding(NUM_ITEMS, 64).bfloat16(), torch.randn(6, 64).bfloat16()
-    _, scores = ExactSearch()(table, hidden, NUM_ITEMS)
-    exact = (hidden.double() @ table.embedding.weight[1:].double().T).sort(1, descending=True).values
-    assert torch.allclose(scores.double(), exact, rtol=1e-5, atol=1e-6)
-
-
-def test_a_table_whose_vectors_are_buffers_or_float16_beside_float32_ranks_too():
-    class Fixed(ItemTable):
-        """Vectors in a buffer, or projected by a parameter of another dtype."""
-
-        def __init__(self, projected: bool):
-            super().__init__()
-            self.num_items, self.hidden_size = NUM_ITEMS, 5
-            self.register_buffer("vectors", torch.randn(NUM_ITEMS + 1, 5).half())
-            self.project = nn.Linear(5, 5) if projected else nn.Identity()
-
-        def forward(self, item_ids: Tensor) -> Tensor:
-            return self.vectors[item_ids]
-
-        def score(self, hidden: Tensor, candidate_ids: Tensor | None = None) -> Tensor:
-            state = self.project(hidden)
-            return state @ self.vectors[candidate_ids].to(state.dtype).T
-
-    for projected in (False, True):
-        for hidden in (torch.randn(3, 5), torch.randn(3, 5).bfloat16()):
-            item_ids, scores = ExactSearch()(Fixed(projected), hidden, 4)
-            assert scores.dtype == torch.float32 and scores.isfinite().all() and item_ids.min() > 0
+@pytest.mark.parametrize("temperature", [1.0, 0.3, torch.tensor(0.3)], ids=["one", "number", "tensor"])
+def test_every_table_sums_the_cross_entropy_of_its_scores(table, temperature, block_bytes):
+    hidden = torch.randn(40, 5, requires_grad=True)
+    targets = torch.randint(1, NUM_ITEMS + 1, (40,))
+    expected = F.cross_entropy(table.score(hidden)[:, 1:] / temperature, targets - 1, reduction="sum")
+    with budget("scores", block_bytes):
+        loss = table.cross_entropy(hidden, targets, temperature)
+        found = torch.autograd.grad(loss, [hidden, table.embedding.weight])
+    torch.testing.assert_close(loss, expected)
+    wanted = torch.autograd.grad(expected, [hidden, table.embedding.weight])
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
