@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--skip-reference", action="store_true")
     parser.add_argument("--skip-memory", action="store_true")
     options = parser.parse_args()
-    tune([])
+    tune()
     shape = [int(n) for n in options.shape.split(",")]
     torch.set_num_threads(1)
     inputs = scan_inputs(*shape)

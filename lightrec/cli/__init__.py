@@ -9,10 +9,12 @@ from importlib import import_module
 
 import lightrec
 from lightrec import extensions
+from lightrec.cli import allocator
+from lightrec.cli.command_line import CommandLine
 from lightrec.errors import InputError
 
-# name: module with `run(command, argv) -> exit code`, what it does, and an example.
-_COMMANDS = {
+# name: module with `run(line) -> exit code`, what it does, and an example.
+COMMANDS = {
     "fit": ("training", "train a model, keep the best checkpoint", "--model SASRec --data.source ml-100k"),
     "validate": ("training", "measure a checkpoint on the validation part", "--ckpt_path F"),
     "test": ("training", "measure a checkpoint on the test part", "--ckpt_path F"),
@@ -67,16 +69,15 @@ def _run(argv: list[str], own_process: bool) -> int:
         print(f"lightrec {lightrec.__version__}")
         return 0
     command, rest = argv[0], argv[1:]
-    if command in _COMMANDS:
-        if command == "fit" and own_process and not {"-h", "--help"} & set(rest):
-            from lightrec.cli.allocator import tune
-
-            tune(rest)
-        return import_module(f"lightrec.cli.{_COMMANDS[command][0]}").run(command, rest) or 0
+    if command in COMMANDS:
+        line = CommandLine.read(command, rest)
+        if command == "fit" and own_process and not line.keeps_allocator:
+            allocator.tune()
+        return import_module(f"lightrec.cli.{COMMANDS[command][0]}").run(line) or 0
     extra = {name: p for p in extensions.installed("commands") for name in (p.name, p.full_name)}
     if command in extra:
         return extensions.load(extensions.resolve("commands", command))(rest) or 0
-    known = [*_COMMANDS, *extra]
+    known = [*COMMANDS, *extra]
     what = "option" if command.startswith("-") else "command"
     raise InputError(
         f"{what} {command!r} is unknown{extensions.suggestion(command, known) or ';'} commands: {', '.join(known)}."
@@ -91,7 +92,7 @@ def _help() -> str:
         "",
         "commands:",
     ]
-    lines += [f"  {name:<10} {what:<46} {example}" for name, (_, what, example) in _COMMANDS.items()]
+    lines += [f"  {name:<10} {what:<46} {example}" for name, (_, what, example) in COMMANDS.items()]
     found = extensions.installed()
     lines += [f"  {p.name:<10} {extensions.summary(p)} ({p.distribution})" for p in found if p.kind == "commands"]
     for kind, title in (("models", "models"), ("datasets", "data sources")):

@@ -13,16 +13,14 @@ import sys
 TUNABLES = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
 
 
-def tune(argv: list[str]) -> None:
+def tune() -> None:
     """Starts this process over with the tuned allocator, unless there is nothing to gain or it was done before.
 
-    Call it before torch is imported. Does nothing off glibc, in a process that another one launched for it (it
-    inherited the setting), with the thresholds already set, or with `--tune_allocator off` (or `false`).
+    Call it before torch is imported. It does nothing without glibc, or where the thresholds are set already. Nor does
+    it in a process that another one launched, which inherited the setting.
     """
     before = os.environ.get("GLIBC_TUNABLES", "")
-    flags = " ".join(argv).replace("=", " ").split()
-    off = any(a == "--tune_allocator" and b in ("off", "false") for a, b in zip(flags, flags[1:], strict=False))
-    if off or "glibc.malloc." in before or "LOCAL_RANK" in os.environ or not _glibc():
+    if "glibc.malloc." in before or "LOCAL_RANK" in os.environ or not _glibc():
         return
     os.environ["GLIBC_TUNABLES"] = f"{before}:{TUNABLES}" if before else TUNABLES
     sys.stdout.flush()

@@ -7,13 +7,14 @@ of a built-in makes it ambiguous for everybody. So names are resolved here, befo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lightrec import extensions
+from lightrec.cli.command_line import CommandLine, Flag
 from lightrec.errors import InputError
 
 # The word that ends a slot's name says which kind of part goes in: `objective`, `base_encoder`.
@@ -21,83 +22,35 @@ _SLOTS = {"model": "models", "encoder": "encoders", "objective": "objectives"}
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
-@dataclass
-class Given:
-    """The command line with names resolved and configuration files read."""
-
-    args: list[str]
-    """For jsonargparse; configuration files stand in it as text."""
-    configs: list[dict] = field(default_factory=list)
-    """The configuration files, in order."""
-    files: list[str] = field(default_factory=list)
-    """Their names."""
-
-    def insert(self, name: str, config: dict) -> None:
-        """Puts a configuration before all others."""
-        self.configs.insert(0, config)
-        self.files.insert(0, name)
-        self.args.insert(0, f"--config={as_text(config)}")
-
-    def typed(self, flag: str) -> bool:
-        """Says whether a flag stands on the command line itself."""
-        return any(arg == flag or arg.startswith(f"{flag}=") for arg in self.args)
-
-    def value(self, flag: str) -> str | None:
-        """Returns the last value of a flag (`--a.b`), or of its key in the configuration files; None if not given."""
-        found = None
-        for config in self.configs:
-            node: Any = config
-            for key in flag.removeprefix("--").split("."):
-                node = node.get(key) if isinstance(node, dict) else None
-            found = node if node is not None else found
-        for i, arg in enumerate(self.args):
-            if arg == flag and i + 1 < len(self.args):
-                found = self.args[i + 1]
-            elif arg.startswith(f"{flag}="):
-                found = arg.split("=", 1)[1]
-        return found
-
-    def names(self, prefix: str) -> bool:
-        """Says whether a flag or key below `prefix` (`model`) was given."""
-        flags = (f"--{prefix}", f"--{prefix}=", f"--{prefix}.")
-        return any(config.get(prefix) for config in self.configs) or any(
-            arg == flags[0] or arg.startswith(flags[1:]) for arg in self.args
-        )
-
-
-def read(argv: list[str]) -> Given:
-    """Resolves the names in a command line and in the configuration files that it names.
+def resolve(line: CommandLine) -> CommandLine:
+    """Resolves the names in a command line and reads the configuration files that it names.
 
     Raises:
-        InputError: an unknown or broken name; a file that is missing or no YAML.
+        InputError: a name is unknown or broken; a file is missing or is not YAML.
     """
-    given = Given([])
-    waiting = list(argv)
-    while waiting:
-        arg = waiting.pop(0)
-        if not arg.startswith("-"):
-            given.args.append(arg)
-            continue
-        flag, joined, value = arg.partition("=")
-        if not joined and waiting and not waiting[0].startswith("--"):
-            value, joined = waiting.pop(0), " "
-        if flag in ("-c", "--config") and joined:
-            config = read_yaml(value)
-            given.configs.append(config)
-            given.files.append(value)
-            given.args.append(f"--config={as_text(config)}")
-        elif joined:
-            given.args += _pair(flag, joined, value)
+    return replace(line, flags=tuple(_resolve(flag) for flag in line.flags))
+
+
+def for_parser(line: CommandLine) -> list[str]:
+    """Returns the words for jsonargparse; configuration files stand in them as text."""
+    words: list[str] = []
+    for flag in line.flags:
+        if flag.config is not None:
+            words.append(f"--config={as_text(flag.config)}")
+        elif not flag.name:
+            words.append(flag.value or "")
+        elif flag.value is None:
+            words.append(flag.name)
         else:
-            given.args.append(flag)
-    return given
+            words += [f"{flag.name}={flag.value}"] if flag.joined == "=" else [flag.name, flag.value]
+    return words
 
 
 def read_yaml(path: str) -> dict:
     """Reads a configuration file and resolves the names in it.
 
     Raises:
-        InputError: it is missing, no YAML, or no mapping; or a name in it is unknown.
+        InputError: it is missing, is not YAML or is not a mapping; or a name in it is unknown.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -109,7 +62,7 @@ def read_yaml(path: str) -> dict:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where} is no YAML: {getattr(error, 'problem', None) or error}.") from error
+        raise InputError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}.") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold keys such as model:, data: and trainer:, it holds {type(config).__name__}.")
     return resolved(config)
@@ -134,8 +87,13 @@ def resolved(node: Any, slot: str = "") -> Any:
     return node
 
 
-def _pair(flag: str, joined: str, value: str) -> list[str]:
-    keys = flag.lstrip("-").removesuffix("+").split(".")
+def _resolve(flag: Flag) -> Flag:
+    name, value = flag.name, flag.value
+    if not name or value is None:
+        return flag
+    if name == "--config":
+        return replace(flag, config=read_yaml(value))
+    keys = name.lstrip("-").removesuffix("+").split(".")
     slot = keys[-1]
     if slot == "help" and len(keys) > 1:  # --model.help SASRec
         value = _dotted(keys[-2], value)
@@ -148,7 +106,7 @@ def _pair(flag: str, joined: str, value: str) -> list[str]:
             value = _dotted(slot, value)
         else:
             value = as_text(resolved(yaml.load(value, _Loader), slot))
-    return [f"{flag}={value}"] if joined == "=" else [flag, value]
+    return replace(flag, value=value)
 
 
 def _kind(slot: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lightrec.cli.command_line import CommandLine
 from lightrec.cli.options import Options
 from lightrec.errors import InputError
 
@@ -54,7 +55,7 @@ class Row:
         return found
 
 
-def run(command: str, argv: list[str]) -> int:
+def run(line: CommandLine) -> int:
     """Prints the table, and tests if asked for; returns the exit code.
 
     Raises:
@@ -65,7 +66,7 @@ def run(command: str, argv: list[str]) -> int:
     parser.add_argument("--metrics", default="hr@10,ndcg@10", help="columns, separated by commas (hr@10,ndcg@10)")
     parser.add_argument("--against", help=f"test each line against this one, user by user, by the {PER_USER} of runs")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(line.words)
     metrics = [name.strip() for name in options.metrics.split(",") if name.strip()]
     rows = [_read_row(word) for word in options.runs]
     names = [row.name for row in rows]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightrec import extensions
+from lightrec.cli.command_line import CommandLine
 from lightrec.cli.options import Options
 from lightrec.errors import InputError
 
@@ -20,12 +22,13 @@ _PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
 _ACTIONS = ("list", "prepare", "stats")
 
 
-def run(command: str, argv: list[str]) -> int:
+def run(line: CommandLine) -> int:
     """Runs one of the three; returns the exit code.
 
     Raises:
         InputError: anything that the user can mend.
     """
+    argv = list(line.words)
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: lightrec data list")
         print("       lightrec data prepare | stats  NAME or FILE  [--json]  [--data.split ...: the flags of fit]")
@@ -99,18 +102,15 @@ def _data_module(action: str, argv: list[str]) -> SequenceDataModule:
     parser = ArgumentParser(f"lightrec data {action}", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config")
     parser.add_class_arguments(SequenceDataModule, "data")
-    given = arguments.read(argv)
-    for i, config in enumerate(given.configs):  # a recipe for fit will do: the rest of it is not for us
-        old, new = arguments.as_text(config), arguments.as_text({"data": config.get("data", {})})
-        given.args[given.args.index(f"--config={old}")] = f"--config={new}"
-        given.configs[i] = {"data": config.get("data", {})}
+    line = arguments.resolve(CommandLine.read("data", argv))
+    # A recipe for fit will do: what it says of model and trainer is not for us.
+    flags = [f if f.config is None else replace(f, config={"data": f.config.get("data", {})}) for f in line.flags]
+    line = replace(line, flags=tuple(flags))
     try:
-        config = parser.parse_args(given.args)
+        config = parser.parse_args(arguments.for_parser(line))
     except ArgumentError as error:
-        flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-        configs = list(zip(given.files, given.configs, strict=True))
-        raise InputError(parser_errors.explain(str(error), flags, configs)) from error
-    return parser.instantiate_classes(config).data
+        raise InputError(parser_errors.explain(str(error), list(parser.get_defaults().keys()), line.configs)) from error
+    return parser.instantiate(config).data
 
 
 def statistics(data: SequenceDataModule) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
 
+from lightrec.cli.command_line import CommandLine
 from lightrec.cli.options import Options
 
 _CHOSEN_BY = {"priority": "the highest priority", "context": "--kernel", "environment": "LIGHTREC_KERNEL"}
 
 
-def run(command: str, argv: list[str]) -> int:
+def run(line: CommandLine) -> int:
     """Explains the choice of kernels; returns the exit code.
 
     Raises:
@@ -22,7 +23,7 @@ def run(command: str, argv: list[str]) -> int:
     parser.add_argument("--kernel", help="show the choice with this name, or op=name,op=name")
     parser.add_argument("--device", help="cpu, cuda, ...; default: each that is here")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(line.words)
     # after the flags have been read, because torch takes a while to import
     import torch
 

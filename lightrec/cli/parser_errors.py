@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 
 from lightrec import extensions
+from lightrec.cli.model_options import options_of
 
 _UNKNOWN_OPTION = re.compile(r"given class_path '([^']+)':\s+Option '([^']+)' is not accepted")
-_UNKNOWN_KEY = re.compile(r"does not accept option '([^']+)'")
+_UNKNOWN_KEY = re.compile(r"(?:Group '([^']+)' does not accept option|^Option) '([^']+)'")
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (\S+)")
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 _NO_SUBCLASS = re.compile(r"Import path (\S+)? ?does not correspond to a subclass of (\w+)")
@@ -26,7 +26,7 @@ def explain(message: str, flags: list[str], configs: list[tuple[str, dict]]) -> 
 
     Args:
         message: what it said, often over many lines.
-        flags: all flags of the command, `--data.source`.
+        flags: all flags of the command, without dashes: `data.source`.
         configs: the configuration files by name, to say which of them has a wrong key.
     """
     if found := _DENIED.search(message):
@@ -36,11 +36,11 @@ def explain(message: str, flags: list[str], configs: list[tuple[str, dict]]) -> 
         )
     if found := _last(_UNKNOWN_OPTION, message):
         path, option = found.groups()
-        known = _parameters(path)
+        known = options_of(path)
         near = extensions.suggestion(option, known) or ";"
         return f"{path.rpartition('.')[2]} has no option {option!r}{near} it has: {', '.join(known)}."
     if found := _UNKNOWN_KEY.search(message):
-        key = found[1]
+        key = ".".join(filter(None, found.groups()))
         where = next((f" in {name}" for name, config in configs if _has(config, key)), "")
         return f"key {key!r}{where} is unknown{_near(key, flags)}"
     if found := _UNRECOGNISED.search(message):
@@ -64,11 +64,10 @@ def explain(message: str, flags: list[str], configs: list[tuple[str, dict]]) -> 
 
 
 def _near(key: str, flags: list[str]) -> str:
-    names = [flag.removeprefix("--") for flag in flags]
     # The last word is what people misspell; names of the same group are the better guess.
     group = key.rpartition(".")[0]
-    same = [name for name in names if name.rpartition(".")[0] == group]
-    near = extensions.suggestion(key, same) or extensions.suggestion(key, names)
+    same = [name for name in flags if name.rpartition(".")[0] == group]
+    near = extensions.suggestion(key, same) or extensions.suggestion(key, flags)
     return near.replace("did you mean ", "did you mean --").replace(" or ", " or --") or "; see --help for all."
 
 
@@ -79,14 +78,6 @@ def _has(config: dict, key: str) -> bool:
             return False
         node = node[word]
     return True
-
-
-def _parameters(path: str) -> list[str]:
-    try:
-        names = list(inspect.signature(extensions.import_path(path).__init__).parameters)[1:]
-    except (ImportError, AttributeError, ValueError):
-        return []
-    return [name for name in names if name not in ("num_items", "max_length")]  # the data set these
 
 
 def _last(pattern: re.Pattern, text: str) -> re.Match | None:

@@ -6,6 +6,7 @@ import json
 from importlib import import_module
 
 from lightrec import cli, extensions
+from lightrec.cli.command_line import CommandLine
 from lightrec.cli.options import Options
 from lightrec.errors import InputError
 from lightrec.extensions import Plugin, Status
@@ -17,12 +18,13 @@ _ACTIONS = {
 }
 
 
-def run(command: str, argv: list[str]) -> int:
+def run(line: CommandLine) -> int:
     """Runs `list`, which is also what no word means, `check` or `new`. Returns the exit code.
 
     Raises:
         InputError: anything that the user can mend.
     """
+    argv = list(line.words)
     if argv[:1] in (["-h"], ["--help"]):
         print("\n".join(f"lightrec plugins {action:<5} {flags}" for action, flags in _ACTIONS.items()))
         return 0
@@ -81,7 +83,7 @@ def _list(argv: list[str]) -> int:
 
 def _status(plugin: Plugin, found: list[Plugin]) -> Status:
     state = extensions.status(plugin, found)
-    if state.word == "ok" and plugin.kind == "commands" and plugin.name in cli._COMMANDS:
+    if state.word == "ok" and plugin.kind == "commands" and plugin.name in cli.COMMANDS:
         return Status("shadowed", f"by lightrec's own command; use {plugin.full_name}")
     return state
 

@@ -2,52 +2,95 @@
 
 from __future__ import annotations
 
-import argparse
+import re
 import sys
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from lightrec import extensions
 from lightrec.callbacks.predictions import output_file, write_lists
-from lightrec.cli.options import Options
+from lightrec.cli.command_line import CommandLine
 from lightrec.data.catalog import Catalog
 from lightrec.data.readers import Columns, read_log
 from lightrec.errors import InputError
 from lightrec.serving.loaded import load_recommender
 
 _NAMES_SHOWN = 5
+_FLAGS = [
+    "--ckpt_path",
+    "--histories",
+    "--output",
+    "--k",
+    "--kernel",
+    *(f"--data.{name}" for name in ("user_column", "item_column", "time_column", "format", "on_error", "exclude_seen")),
+]
 
 
-def add_arguments(parser: Any) -> None:
-    """Adds the flags that only `predict` has."""
-    parser.add_argument("--output", type=str, default="predictions.parquet", help="Parquet file to write.")
-    parser.add_argument("-k", "--k", type=int, default=10, help="Length of the lists.")
-    parser.add_argument(
-        "--histories",
-        type=str | None,
-        default=None,
-        help="A log of other people, in any format that data.path reads, instead of those in the data.",
-    )
+@dataclass(frozen=True)
+class _Request:
+    """What the flags of `lightrec predict --histories` say."""
+
+    checkpoint: str
+    histories: str
+    output: str
+    k: int
+    columns: Columns
+    format: str | None
+    on_error: str
+    exclude_seen: bool | None
+    """None does as in training."""
+
+    @classmethod
+    def read(cls, line: CommandLine) -> _Request:
+        """Checks and converts the flags.
+
+        Raises:
+            InputError: a flag that is unknown here, is missing or has a wrong value.
+        """
+        for flag in line.flags:
+            if flag.name not in _FLAGS:
+                word = flag.name or flag.value
+                near = extensions.suggestion(word, _FLAGS) or f"; with --histories there are {', '.join(_FLAGS)}."
+                raise InputError(f"{'flag' if flag.name else 'word'} {word!r} is unknown{near}")
+            if flag.value is None:
+                raise InputError(f"{flag.name} needs a value.")
+        if line.checkpoint is None:
+            raise InputError("lightrec predict needs --ckpt_path FILE, a checkpoint that `lightrec fit` wrote.")
+        k, exclude = line.value("--k") or "10", line.value("--data.exclude_seen")
+        if not re.fullmatch(r"[0-9]+", k) or not int(k):
+            raise InputError(f"-k must be a whole number of at least 1, got {k}.")
+        if exclude is not None and exclude.lower() not in ("true", "false"):
+            raise InputError(f"--data.exclude_seen must be true or false, got {exclude!r}.")
+        names = [line.value(f"--data.{role}_column") for role in ("user", "item", "time")]
+        return cls(
+            line.checkpoint,
+            line.histories,
+            line.value("--output") or "predictions.parquet",
+            int(k),
+            Columns(*(int(name) if name and name.isdigit() else name for name in names)),
+            line.value("--data.format"),
+            line.value("--data.on_error") or "raise",
+            exclude and exclude.lower() == "true",
+        )
 
 
-def for_histories(argv: list[str]) -> int:
+def for_histories(line: CommandLine) -> int:
     """Runs `lightrec predict --histories FILE`: the checkpoint is enough, no data set is prepared.
 
     Raises:
         InputError: a wrong flag, or a file that cannot be read.
     """
-    options = _options(argv)
-    if options.k < 1:
-        raise InputError(f"-k must be at least 1, got {options.k}.")
-    output = output_file(options.output, "--output")
-    loaded = load_recommender(options.ckpt_path)
-    users, histories = _read_histories(options)
-    exclude = options.exclude_seen
+    request = _Request.read(line)
+    output = output_file(request.output, "--output")
+    loaded = load_recommender(request.checkpoint)
+    users, histories = _read_histories(request)
+    exclude = request.exclude_seen
     if exclude is None:
         exclude = (loaded.protocol or {}).get("exclude_seen", True)
-    lists = loaded.recommend(histories, options.k, exclude_seen=exclude)
+    lists = loaded.recommend(histories, request.k, exclude_seen=exclude)
     _report_unknown(users, lists, loaded.unknown, loaded.catalog)
     write_lists(
         output,
@@ -59,32 +102,11 @@ def for_histories(argv: list[str]) -> int:
     return 0
 
 
-def _options(argv: list[str]) -> argparse.Namespace:
-    parser = Options("lightrec predict --histories")
-    parser.add_argument("--ckpt_path", required=True, help="a checkpoint that `lightrec fit` wrote")
-    parser.add_argument("--histories", required=True, help="a log of people, in any format that data.path reads")
-    parser.add_argument("--output", default="predictions.parquet", help="parquet file to write")
-    parser.add_argument("-k", "--k", type=int, default=10, help="length of the lists")
-    parser.add_argument("--kernel", help="kernel, or op=name,op=name; see `lightrec kernels`")
-    for role in ("user", "item", "time"):
-        parser.add_argument(f"--data.{role}_column", dest=role, help=f"name or position of the {role} column")
-    parser.add_argument("--data.format", dest="format", help="format of the file; guessed if not given")
-    parser.add_argument("--data.on_error", dest="on_error", default="raise", help="`skip` leaves bad rows out")
-    parser.add_argument(
-        "--data.exclude_seen",
-        dest="exclude_seen",
-        type=lambda text: {"true": True, "false": False}[text.lower()],
-        help="leave a history out of its own list; as in training if not given",
-    )
-    return parser.parse_args(argv)
-
-
-def _read_histories(options: argparse.Namespace) -> tuple[list[str], list[list[str]]]:
-    names = [int(name) if name and name.isdigit() else name for name in (options.user, options.item, options.time)]
-    log = read_log(options.histories, Columns(*names), options.format, options.on_error)
+def _read_histories(request: _Request) -> tuple[list[str], list[list[str]]]:
+    log = read_log(request.histories, request.columns, request.format, request.on_error)
     frame = log.frame.collect()
     if not len(frame):
-        raise InputError(f"{options.histories} holds no events.")
+        raise InputError(f"{request.histories} holds no events.")
     order = [name for name in ("time", "fraction", "row") if name in frame.columns]
     lists = frame.sort(order).group_by("user").agg("item", pl.col("row").min()).sort("row")
     return lists["user"].to_list(), lists["item"].to_list()

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightrec import extensions
+from lightrec.cli.command_line import CommandLine
 from lightrec.cli.log_filter import quiet
 from lightrec.cli.options import Options
 from lightrec.data.datamodule import SequenceDataModule
@@ -19,7 +20,7 @@ _MATCHES_SHOWN = 8
 _HISTORY_SHOWN = 10
 
 
-def run(command: str, argv: list[str]) -> int:
+def run(line: CommandLine) -> int:
     """Prints the history and the recommendations; returns the exit code.
 
     Raises:
@@ -32,7 +33,7 @@ def run(command: str, argv: list[str]) -> int:
     parser.add_argument("--user", help="somebody of the data that the checkpoint was trained on, by external id")
     parser.add_argument("-k", "--k", type=int, default=10, help="length of the list")
     parser.add_argument("--keep_seen", action="store_true", help="leave the items of the history in the ranking")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(line.words)
     quiet()
     loaded = load_recommender(options.checkpoint)
     history = [item.strip() for item in options.items.split(",") if item.strip()]

@@ -7,12 +7,13 @@ import json
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning as L
 import polars as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -20,11 +21,23 @@ from lightrec.callbacks.predictions import output_file
 from lightrec.data.protocol import protocol_line
 from lightrec.data.sources import file_hash
 from lightrec.files import written_whole
-
-if TYPE_CHECKING:
-    from lightrec.cli.training import LightrecCLI
+from lightrec.metrics.ranking import RankingMetrics
 
 _HEADLINE = ("hr@10", "ndcg@10", "mrr@10")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training or a measurement ended with."""
+
+    best: Path | None
+    """The checkpoint that the metrics are of; None if a training had no validation."""
+    metrics: dict[str, float]
+    """By name: `val/ndcg@10` of a training, `ndcg@10` of a measurement."""
+    protocol: dict[str, Any]
+    """How they were made."""
+    folder: Path
+    """Of the run."""
 
 
 def metrics_before(folder: Path, step: int) -> list[dict[str, str]]:
@@ -47,55 +60,52 @@ def continue_csv(logger: CSVLogger, before: list[dict[str, str]]) -> None:
         table.writerows(before)
 
 
-def after_fit(cli: LightrecCLI) -> str:
+def after_fit(outcome: Outcome, monitor: str, epoch: int, epochs: int) -> None:
     """Says which checkpoint is the best, how good it is, and what to do next.
 
-    Returns:
-        The path of the best checkpoint; empty if there was no validation.
+    Args:
+        outcome: of the training.
+        monitor: the metric that decided.
+        epoch: the best one, counted from 1.
+        epochs: how many there were.
     """
-    checkpoints = [c for c in cli.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-    best = next((c.best_model_path for c in checkpoints), "")
-    if not cli.trainer.is_global_zero:
-        return best
-    if not best:
+    if outcome.best is None:
         print("no best checkpoint: there was no validation.", flush=True)
-        return best
-    shown = [f"{name} {cli.lines.best[name]:.4f}" for name in cli.lines.best if name.split("/", 1)[1] in _HEADLINE]
-    monitored = f"{cli.lines.monitor} {cli.lines.best.get(cli.lines.monitor, float('nan')):.4f}"
-    print(f"best: epoch {cli.lines.best_epoch + 1} of {cli.trainer.current_epoch}: {', '.join(shown) or monitored}")
-    print(f"next: lightrec test --ckpt_path {short(best)}", flush=True)
-    return best
+        return
+    metrics = outcome.metrics
+    shown = [f"{name} {metrics[name]:.4f}" for name in metrics if name.split("/", 1)[1] in _HEADLINE]
+    monitored = f"{monitor} {metrics.get(monitor, float('nan')):.4f}"
+    print(f"best: epoch {epoch} of {epochs}: {', '.join(shown) or monitored}")
+    print(f"next: lightrec test --ckpt_path {short(outcome.best)}", flush=True)
 
 
-def write_results(cli: LightrecCLI) -> None:
-    """Prints the metrics with their protocol and writes them beside the checkpoint; every process takes part."""
-    metrics = cli.model.evaluation.metrics
-    values = {name: float(value) for name, value in metrics.compute().items()}
-    if cli.config[cli.command].evaluation.per_user:
-        _write_per_user(cli)
-    if cli.trainer.is_global_zero:
-        _write_results(cli, values)
+def write_results(
+    outcome: Outcome, part: str, model: dict[str, Any], epochs: int, target: str | Path | None = None
+) -> None:
+    """Prints the metrics with their protocol, and writes them.
 
-
-def _write_results(cli: LightrecCLI, values: dict[str, float]) -> None:
-    part = {"test": "test", "validate": "val"}[cli.command]
-    about, config, protocol = cli.about, cli.config[cli.command], cli.datamodule.protocol()
+    Args:
+        outcome: of the measurement.
+        part: `test` or `val`.
+        model: what describes the model.
+        epochs: how long it was trained.
+        target: the file; None puts it into the folder of the run.
+    """
     record: dict[str, Any] = {
-        "model": about.description,
+        "model": model,
         "part": part,
-        "metrics": {f"{part}/{name}": value for name, value in values.items()},
-        "protocol": protocol,
-        "checkpoint": str(about.path),
-        "checkpoint_sha256": file_hash(about.path),
-        "epochs": about.content.get("epoch", -1) + 1,
+        "metrics": {f"{part}/{name}": value for name, value in outcome.metrics.items()},
+        "protocol": outcome.protocol,
+        "checkpoint": str(outcome.best),
+        "checkpoint_sha256": file_hash(outcome.best),
+        "epochs": epochs,
     }
-    name = "results.json" if part == "test" else "results-val.json"
-    target = Path(config.results) if config.results else (about.run_folder or about.path.parent) / name
+    target = Path(target or outcome.folder / ("results.json" if part == "test" else "results-val.json"))
     _keep_other(target, record)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(target) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n")
-    for line in (*_table(values), "", protocol_line(protocol), f"written: {short(target)}"):
+    with written_whole(target) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    for line in (*_table(outcome.metrics), "", protocol_line(outcome.protocol), f"written: {short(target)}"):
         print(line)
     sys.stdout.flush()
 
@@ -133,26 +143,33 @@ def _table(values: dict[str, float]) -> list[str]:
     return lines
 
 
-def _write_per_user(cli: LightrecCLI) -> None:
-    """Writes the rank and the metrics of each user, from all processes: what `lightrec.metrics.significance` reads."""
-    values = {name: column.cpu() for name, column in cli.model.evaluation.metrics.per_user_values().items()}
-    if cli.trainer.world_size > 1:
-        everybody: list[Any] = [None] * cli.trainer.world_size
+def write_per_user(path: str, metrics: RankingMetrics, users: pl.Series, trainer: L.Trainer) -> None:
+    """Writes the rank and the metrics of each user: what `lightrec.metrics.significance` reads.
+
+    Every process takes part.
+
+    Args:
+        path: the parquet file.
+        metrics: what was accumulated.
+        users: [U] external id of each user.
+        trainer: of the measurement.
+    """
+    values = {name: column.cpu() for name, column in metrics.per_user_values().items()}
+    if trainer.world_size > 1:
+        everybody: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(everybody, values)
         values = {name: torch.cat([part[name] for part in everybody]) for name in values}
-    if not cli.trainer.is_global_zero:
+    if not trainer.is_global_zero:
         return
     order = values["user_id"].argsort(stable=True)
     columns = {name: column[order].numpy() for name, column in values.items()}
-    max_k = cli.model.evaluation.metrics.max_k
-    columns["user_id"] = cli.datamodule.prepared.users.gather(columns["user_id"])
+    columns["user_id"] = users.gather(columns["user_id"])
     # Beyond the list a rank is not known: null, which every measure up to max_k counts as a miss.
-    frame = pl.DataFrame(columns).with_columns(
-        rank=pl.when(pl.col("rank") <= max_k).then(pl.col("rank").cast(pl.Int64))
-    )
-    target = output_file(cli.config[cli.command].evaluation.per_user, "--evaluation.per_user")
+    known = pl.when(pl.col("rank") <= metrics.max_k).then(pl.col("rank").cast(pl.Int64))
+    frame = pl.DataFrame(columns).with_columns(rank=known)
+    target = output_file(path, "--evaluation.per_user")
     frame.write_parquet(target)
-    print(f"rank and metrics of each of {len(frame):,} users (rank is null beyond {max_k}): {target}")
+    print(f"rank and metrics of each of {len(frame):,} users (rank is null beyond {metrics.max_k}): {target}")
 
 
 def short(path: str | Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 import lightrec
 from lightrec.cli import allocator, main
+from lightrec.cli.command_line import CommandLine
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["--version"], ["plugins", "list"], ["data", "list"], ["data"]])
@@ -72,10 +73,7 @@ def test_reader_that_leaves_early_is_no_error_message():
 class TestAllocator:
     """The process starts over once, with glibc's thresholds raised."""
 
-    CODE = (
-        "import os, sys; from lightrec.cli.allocator import tune; tune(sys.argv[1:]); "
-        "print(os.environ.get('GLIBC_TUNABLES'))"
-    )
+    CODE = "import os, sys; from lightrec.cli.allocator import tune; tune(); print(os.environ.get('GLIBC_TUNABLES'))"
 
     def run(self, *argv, **environment):
         clean = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "LOCAL_RANK")}
@@ -90,8 +88,9 @@ class TestAllocator:
         assert self.run(GLIBC_TUNABLES="glibc.rtld.nns=4") == f"glibc.rtld.nns=4:{allocator.TUNABLES}"
 
     def test_nothing_happens_where_it_is_not_wanted(self):
-        assert self.run("--tune_allocator", "off") == "None"
-        assert self.run("--tune_allocator=off") == "None"
+        for words in (["--tune_allocator", "off"], ["--tune_allocator=off"], ["--tune_allocator", "false"], ["--help"]):
+            assert CommandLine.read("fit", words).keeps_allocator
+        assert not CommandLine.read("fit", ["--model", "SASRec", "--tune_allocator", "auto"]).keeps_allocator
         assert self.run(LOCAL_RANK="1") == "None"
         mine = "glibc.malloc.mmap_threshold=1000000"
         assert self.run(GLIBC_TUNABLES=mine) == mine
