@@ -18,7 +18,16 @@ from lightrec.cli.command_line import CommandLine, Flag
 from lightrec.errors import InputError
 
 # The word that ends a slot's name says which kind of part goes in: `objective`, `base_encoder`.
-_SLOTS = {"model": "models", "encoder": "encoders", "objective": "objectives"}
+_SLOTS = {
+    "model": "models",
+    "encoder": "encoders",
+    "items": "items",
+    "objective": "objectives",
+    "optimizer": "optimizers",
+    "search": "searches",
+    "evaluation": "evaluations",
+}
+_PARTS = ("model", "search", "evaluation")  # the flags that take parts, or hold them
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -99,7 +108,7 @@ def _resolve(flag: Flag) -> Flag:
         value = _dotted(keys[-2], value)
     elif slot == "class_path":
         value = _dotted(keys[-2] if len(keys) > 1 else "", value)
-    elif _kind(slot) and keys[0] == "model":
+    elif _kind(slot) and keys[0] in _PARTS:
         if value.endswith(_CONFIG_SUFFIXES):
             value = as_text(read_yaml(value))
         elif not value.lstrip().startswith(("{", "[")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightrec import extensions
 from lightrec.checkpoint import allowed_class, read_checkpoint
 from lightrec.cli import arguments
 from lightrec.cli.command_line import CommandLine
@@ -92,6 +93,14 @@ def _differences(mine: Any, theirs: Any, where: str) -> list[str]:
         shared = [key for key in mine if key in theirs and key not in TOLD_BY_DATA]
         below = [_differences(mine[k], theirs[k], f"{where}.{k}".replace(".init_args", "")) for k in shared]
         return [difference for part in below for difference in part]
-    if mine == theirs:
+    if mine == theirs or (where.endswith(".class_path") and _same_class(mine, theirs)):
         return []
     return [f"--{where} {mine} was given, the checkpoint has {theirs}"]
+
+
+def _same_class(mine: str, theirs: str) -> bool:
+    """A class may have several paths: that of its module, and that of the package which exports it."""
+    try:
+        return extensions.import_path(mine) is extensions.import_path(theirs)
+    except (ImportError, AttributeError):
+        return False

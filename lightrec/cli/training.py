@@ -146,13 +146,13 @@ def _build(parser: LightningArgumentParser, config: Namespace, trained: Checkpoi
     try:
         return parser.instantiate(config, instantiators=instead)
     except ValueError as error:
-        # What a constructor says comes wrapped, once or more, in a complaint about types.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
+        # What a constructor says of a value comes wrapped, once or more, in a complaint about types.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
             cause = cause.__cause__
-        if cause is None:
+        if not isinstance(cause, ValueError):
             raise
-        raise cause from None
+        raise InputError(str(cause)) from error
 
 
 def _set_evaluation(model: SequenceRecommender, evaluation: Namespace) -> None:

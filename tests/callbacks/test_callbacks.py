@@ -25,7 +25,7 @@ def data(tmp_path_factory):
 
 def model():
     torch.manual_seed(0)
-    return SASRec(30, 8, hidden_size=8)
+    return SASRec(30, max_length=8, hidden_size=8)
 
 
 def trainer(*callbacks, epochs=2):

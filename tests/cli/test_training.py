@@ -59,7 +59,7 @@ def test_short_names_in_yaml_and_nested_slots_are_resolved(small, tmp_path):
             "class_path": "SASRec",
             "init_args": {
                 "hidden_size": 8,
-                "learning_rate": 2e-3,
+                "optimizer": {"class_path": "AdamW", "init_args": {"learning_rate": 2e-3}},
                 "objective": {"class_path": "SampledSoftmax", "init_args": {"num_negatives": 5}},
             },
         }
@@ -70,7 +70,7 @@ def test_short_names_in_yaml_and_nested_slots_are_resolved(small, tmp_path):
     model = _checkpoint("run/checkpoints/best.ckpt")["lightrec"]["model"]["init_args"]
     assert model["objective"]["class_path"] == "lightrec.objectives.sampled.SampledSoftmax"
     assert model["objective"]["init_args"]["num_negatives"] == 5
-    assert model["learning_rate"] == 2e-3
+    assert model["optimizer"]["init_args"]["learning_rate"] == 2e-3
 
 
 def test_nested_slot_on_the_command_line_is_resolved(small):
@@ -300,6 +300,7 @@ class TestComplaints:
             (["--model.objective", "GBCE", "--model.objective.num_negative", "3"], "did you mean num_negatives"),
             (["--model.max_length", "9"], "use --data.max_length"),
             (["--model.num_items", "9"], "leave it out"),
+            (["--model.num_heads", "3"], "hidden_size (8) must be divisible by num_heads (3)"),
             (["--data.source", "ml-1mm"], "ml-1m"),
             (["--data.path", "nowhere.csv"], "nowhere.csv"),
             (["--trainer.devices", "0"], "devices"),
