@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "checkpoint": ["recommender", "configurable", "extensions", "data", "errors", "lightrec"],
     "serving": ["checkpoint", "recommender", "interfaces", "configurable", "extensions", "data", "errors", "files"],
     "callbacks": ["recommender", "data", "extensions", "errors", "files"],
-    "tracking": ["recommender", "data", "errors"],
+    "tracking": ["errors"],
     "testing": [*ALL_BUT_CLI, "lightrec"],
     "cli": [*ALL_BUT_CLI, "cli", "lightrec"],
 }
