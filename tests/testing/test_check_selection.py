@@ -32,10 +32,10 @@ class Wrapper(EncoderRecommender):
 class OnlyGRU(NextItem):
     """Refuses other encoders."""
 
-    def forward(self, recommender, batch):
+    def forward(self, recommender, batch, states=None):
         if not isinstance(recommender.encoder, GRU4RecEncoder):
             raise InputError("OnlyGRU trains a GRU4RecEncoder.")
-        return super().forward(recommender, batch)
+        return super().forward(recommender, batch, states)
 
 
 def names(checks):
