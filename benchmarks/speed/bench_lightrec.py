@@ -5,7 +5,7 @@ harness.py. Variants, a comma list, change one thing each:
 * `attndrop`: attention weights are dropped too, as the peers do;
 * `torchdrop`: torch's own dropout, which draws one Bernoulli variable at a time, as the peers do;
 * `bf16head`: the three matrix products with the catalog in bfloat16;
-* `bare`: the same module, data and optimiser in a bare loop: the difference is what Lightning costs.
+* `bare`: the same module, data and optimizer in a bare loop: the difference is what Lightning costs.
 """
 
 from __future__ import annotations
