@@ -14,7 +14,7 @@ class Catalog:
     """External item ids, titles and whatever else is known of items; internal id i belongs to row i - 1.
 
     Args:
-        frame: one row an item in internal order, with a string column `item`, if known a string column `title`, and any
+        frame: one row per item in internal order. It has a string column `item`, if known a string column `title`, and any
             other columns.
     """
 
