@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from lightrec.data.batch import Batch
@@ -128,6 +129,7 @@ class SequenceEncoder(Part, ABC):
 
     Calling it is `mix(enter(history))`. `enter` is what happens to each vector before they meet (positions, norm,
     dropout), `mix` is the architecture. Wrappers call the two apart, and hand on a history without reading all of it.
+    Where `mix` and `last` take a `lightrec.nn.cache.Cache` too, one more token costs one position.
     """
 
     hidden_size: int
@@ -162,9 +164,29 @@ class SequenceEncoder(Part, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no step form: encode the whole history instead.")
 
+    def read(self, history: History) -> tuple[Tensor, Any]:
+        """Reads an entered history, for encoders that can go on event by event.
+
+        By default this takes one step per event. An encoder whose layers note their state does it at once.
+
+        Returns:
+            [B, D], the state after the last real item; and the state from which `step` goes on behind it.
+        """
+        hidden, state = self.step(history.x[:, 0], self.init_state(len(history.x), history.x.device))
+        for t in range(1, history.x.shape[1]):
+            after = self.step(history.x[:, t], state)
+            ended = history.lengths <= t
+            hidden, state = tree_map(lambda old, new, ended=ended: _where(ended, old, new), (hidden, state), after)
+        return hidden, state
+
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Advances the state by one entered vector [B, D]; returns hidden [B, D] and the new state."""
         raise NotImplementedError(f"{type(self).__name__} has no step form: encode the whole history instead.")
+
+
+def _where(rows: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Takes some rows [B] bool of old [B, ...], and the others of new."""
+    return torch.where(rows.view(-1, *[1] * (new.dim() - 1)), old, new)
 
 
 class Term(NamedTuple):

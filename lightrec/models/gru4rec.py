@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from lightrec.configurable import AtLeast
 from lightrec.interfaces import History, Objective, SequenceEncoder
 from lightrec.items.embedding import HeadDtype, ItemEmbedding
+from lightrec.nn.cache import Cache
 from lightrec.nn.dropout import Dropout
+from lightrec.nn.gru import GRU
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.session_parallel import SessionParallel
 from lightrec.recommender import Adagrad, AdamW, EncoderRecommender, Optimizer
@@ -59,7 +61,7 @@ class GRU4RecEncoder(SequenceEncoder):
         self.dropout = Dropout(dropout)
         self.input_dropout = Dropout(dropout if input_dropout is None else input_dropout)
         sizes = [hidden_size] + [inner_size] * (num_layers - 1)
-        self.layers = nn.ModuleList(nn.GRU(size, inner_size, batch_first=True) for size in sizes)
+        self.layers = nn.ModuleList(GRU(size, inner_size) for size in sizes)
         self.output = nn.Identity() if inner_size == hidden_size else nn.Linear(inner_size, hidden_size)
         for layer in self.layers:  # uniform by fan-in and fan-out of each gate, no bias, as in the official code
             for gate in (*layer.weight_ih_l0.chunk(3), *layer.weight_hh_l0.chunk(3)):
@@ -70,26 +72,31 @@ class GRU4RecEncoder(SequenceEncoder):
     def enter(self, history: History) -> History:
         return history._replace(x=self.input_dropout(history.x))
 
-    def mix(self, history: History) -> Tensor:
+    def mix(self, history: History, cache: Cache | None = None) -> Tensor:
         x = history.x
         for layer in self.layers:
-            x, _ = layer(x)
-            x = self.dropout(x)
+            x = self.dropout(layer(x, cache))
         return self.output(x)
+
+    def last(self, history: History, cache: Cache | None = None) -> Tensor:
+        return history.last(self.mix(self.enter(history), cache))
+
+    def read(self, history: History) -> tuple[Tensor, list[Tensor]]:
+        cache = Cache(history.lengths)
+        return history.last(self.mix(history, cache)), [cache.state(layer) for layer in self.layers]
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> list[Tensor]:
         """Returns the state before the first event: one [B, inner_size] per layer."""
-        like = self.layers[0].weight_hh_l0
-        return [like.new_zeros(batch_size, self.inner_size, device=device) for _ in self.layers]
+        return [layer.init_state(batch_size, device) for layer in self.layers]
 
     def step(self, x_t: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Advances by one entered vector [B, D]; returns hidden [B, D] and the new state."""
-        x, following = x_t.unsqueeze(1), []
+        following = []
         for layer, before in zip(self.layers, state, strict=True):
-            x, after = layer(x, before[None])
-            x = self.dropout(x)
-            following.append(after[0])
-        return self.output(x.squeeze(1)), following
+            out, after = layer.step(x_t, before)
+            x_t = self.dropout(out)
+            following.append(after)
+        return self.output(x_t), following
 
 
 class GRU4Rec(EncoderRecommender):

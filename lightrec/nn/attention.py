@@ -97,10 +97,10 @@ class MultiHeadAttention(nn.Module):
 
     def _go_on(self, x: Tensor, memory: Tensor, past: KeysAndValues, cache: Cache) -> Tensor:
         """x [B, Q, D] asks the past of its branches and memory [B, Q, D] at its own place; returns [B, Q, D]."""
+        query = self._heads(self.query(x))
         key, value = self.key_value(memory).chunk(2, -1)
         known = past.with_token(self._heads(key), self._heads(value))
         cache.keep(self, known)
-        query = self._heads(self.query(x))
         query = query * query.shape[-1] ** -0.5
         count = known.key.shape[2]
         scores = (query @ known.key.transpose(-1, -2)).masked_fill(~cache.visible(count), -torch.inf)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightrec.interfaces import History, SequenceEncoder
 from lightrec.nn.attention import MultiHeadAttention
+from lightrec.nn.cache import Cache
 from lightrec.nn.dropout import Dropout
 from lightrec.nn.positions import LearnedPositions
 from lightrec.nn.sequence import last_state
@@ -58,15 +59,17 @@ class Block(nn.Module, ABC):
     def graph(self, x: Tensor, here: Pick, attend: Attend) -> Tensor:
         """Returns the output at the picked positions; see the module's docstring."""
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        return self.graph(x, lambda t: t, lambda query, memory: self.attention(query, lengths, memory))
+    def forward(self, x: Tensor, lengths: Tensor, cache: Cache | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; with the cache of a later pass one token per branch."""
+        return self.graph(x, lambda t: t, lambda query, memory: self.attention(query, lengths, memory, cache))
 
-    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def last(self, x: Tensor, lengths: Tensor, cache: Cache | None = None) -> Tensor:
         """Computes the last real position only: [B, L, D] -> [B, D]."""
-        return self.graph(
-            x, lambda t: last_state(t, lengths), lambda query, memory: self.attention.last(query, lengths, memory)
-        )
+
+        def attend(query: Tensor, memory: Tensor) -> Tensor:
+            return self.attention.last(query, lengths, memory, cache)
+
+        return self.graph(x, lambda t: last_state(t, lengths), attend)
 
 
 class QueryNorm(Block):
@@ -140,14 +143,14 @@ class AttentionEncoder(SequenceEncoder):
         x = history.x + self.positions(history.lengths, history.x.shape[1])
         return history._replace(x=self.dropout(self.input_norm(x)))
 
-    def mix(self, history: History) -> Tensor:
+    def mix(self, history: History, cache: Cache | None = None) -> Tensor:
         x = history.x
         for block in self.blocks:
-            x = block(x, history.lengths)
+            x = block(x, history.lengths, cache)
         return self.norm(x)
 
-    def last(self, history: History) -> Tensor:
+    def last(self, history: History, cache: Cache | None = None) -> Tensor:
         x, lengths = self.enter(history).x, history.lengths
         for block in self.blocks[:-1]:
-            x = block(x, lengths)
-        return self.norm(self.blocks[-1].last(x, lengths) if len(self.blocks) else last_state(x, lengths))
+            x = block(x, lengths, cache)
+        return self.norm(self.blocks[-1].last(x, lengths, cache) if len(self.blocks) else last_state(x, lengths))

@@ -53,7 +53,7 @@ class MambaMixer(nn.Module):
 
     Args:
         hidden_size: D, width of the output.
-        state_size: N, numbers of state per channel.
+        state_size: N, numbers of state a channel.
         conv_size: K, events that the convolution sees; 1 leaves a scale and a bias.
         expand: inner channels as a multiple of hidden_size.
         dt_rank: R, width that delta is computed from; None is hidden_size / 16, rounded up.
@@ -127,19 +127,21 @@ class MambaMixer(nn.Module):
         """
         if return_state_at is not None and resets is not None:
             raise ValueError("return_state_at goes with rows of one sequence, and resets say that rows are packed.")
+        past = None if return_state_at is None else self._last_inputs(x, return_state_at)
         u, z = self.in_proj(x).chunk(2, -1)
-        past = None if return_state_at is None else self._last_inputs(u, return_state_at)
         u = causal_conv1d(u, self.conv_weight, self.conv_bias, "silu", resets=resets)
         if return_state_at is None:
             return self.out_proj(self._scan_inner(u, z, None, False, resets))
         y, scanned = self._scan_inner(u, z, None, True, None, return_state_at)
         return self.out_proj(y), (past, scanned)
 
-    def _last_inputs(self, u: Tensor, lengths: Tensor) -> Tensor:
+    def _last_inputs(self, x: Tensor, lengths: Tensor) -> Tensor:
         """[B, K - 1, D_in], what the convolution will see next: its last inputs, and zeros before the first."""
-        place = lengths[:, None] - torch.arange(self.conv_size - 1, 0, -1, device=u.device)
-        recent = u.gather(1, place.clamp_min(0)[..., None].expand(-1, -1, u.shape[2]))
-        return torch.where(place[..., None] >= 0, recent, 0.0)
+        place = lengths[:, None] - torch.arange(self.conv_size - 1, 0, -1, device=x.device)
+        # K - 1 rows of the product are made again: the gradient of a gather from x is narrower than one from u
+        recent = x.gather(1, place.clamp_min(0)[..., None].expand(-1, -1, x.shape[2]))
+        u = self.in_proj(recent)[..., : self.inner_size]
+        return torch.where(place[..., None] >= 0, u, 0.0)
 
     def _scan_inner(
         self,
@@ -213,7 +215,7 @@ class MambaLayer(nn.Module):
 
     Args:
         hidden_size: D.
-        state_size: N, numbers of state per channel.
+        state_size: N, numbers of state a channel.
         conv_size: K, events that the convolution sees.
         expand: inner channels as a multiple of hidden_size.
         dropout: of the mixer's output and, twice, of the feed-forward network.

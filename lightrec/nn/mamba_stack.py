@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrec.interfaces import History, SequenceEncoder
+from lightrec.nn.cache import Cache
 from lightrec.nn.mamba import MambaLayer
 
 LayerState = tuple[Tensor, Tensor]
@@ -28,18 +29,24 @@ class MambaStack(SequenceEncoder):
         self.hidden_size = hidden_size
         self.layers = nn.ModuleList(layers)
 
-    def mix(self, history: History) -> Tensor:
+    def mix(self, history: History, cache: Cache | None = None) -> Tensor:
         x = history.x
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, cache=cache)
         return x
 
-    def last(self, history: History) -> Tensor:
-        history = self.enter(history)
+    def last(self, history: History, cache: Cache | None = None) -> Tensor:
+        return self._mix_last(self.enter(history), cache)
+
+    def read(self, history: History) -> tuple[Tensor, list[LayerState]]:
+        cache = Cache(history.lengths)
+        return self._mix_last(history, cache), [cache.state(layer) for layer in self.layers]
+
+    def _mix_last(self, history: History, cache: Cache | None) -> Tensor:
         x = history.x
         for layer in self.layers[:-1]:
-            x = layer(x)
-        return self.layers[-1].last(x, history.lengths)
+            x = layer(x, cache=cache)
+        return self.layers[-1].last(x, history.lengths, cache)
 
     def init_state(self, batch_size: int, device: torch.device | None = None) -> list[LayerState]:
         """Returns the state before the first event: of each layer, that of its convolution and of its scan."""
