@@ -37,7 +37,7 @@ from lightrec.configurable import options
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
 from lightrec.ops.registry import check_choice, use_kernel
-from lightrec.recommender import RankingEvaluation, SequenceRecommender
+from lightrec.recommender import SequenceRecommender
 from lightrec.tracking import end_run, make_logger
 
 
@@ -156,7 +156,7 @@ def _build(parser: LightningArgumentParser, config: Namespace, trained: Checkpoi
 
 
 def _set_evaluation(model: SequenceRecommender, evaluation: Namespace) -> None:
-    model.evaluation = RankingEvaluation(
+    model.evaluation = model.evaluation.with_options(
         ks=evaluation.ks,
         cohorts=evaluation.cohorts,
         beyond=evaluation.beyond,

@@ -106,10 +106,10 @@ class SequenceRecommender(Part, L.LightningModule, ABC):
     # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluation.reset()
+        self.evaluation.reset("val")
 
     def on_test_epoch_start(self) -> None:
-        self.evaluation.reset()
+        self.evaluation.reset("test")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch)

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 class Evaluation(Part, ABC):
     """Numbers of a validation or a test, accumulated over batches and processes."""
 
+    def with_options(self, ks: list[int], cohorts: bool, beyond: bool, per_user: bool) -> Evaluation:
+        """Returns a fresh evaluation of this kind with the options of the command line; itself if it has none."""
+        return self
+
     @abstractmethod
-    def reset(self) -> None:
-        """Forgets what was seen."""
+    def reset(self, part: str = "val") -> None:
+        """Forgets what was seen, before a validation (`val`) or a test (`test`)."""
 
     @abstractmethod
     def update(self, recommender, batch: Batch) -> None:
@@ -55,7 +59,10 @@ class RankingEvaluation(Evaluation):
     def connect(self, corpus: Corpus) -> None:
         self.metrics.set_catalog(item_counts=corpus.item_counts, candidates=str(corpus.candidates))
 
-    def reset(self) -> None:
+    def with_options(self, ks: list[int], cohorts: bool, beyond: bool, per_user: bool) -> RankingEvaluation:
+        return RankingEvaluation(ks, cohorts, beyond, per_user)
+
+    def reset(self, part: str = "val") -> None:
         self.metrics.reset()
 
     def update(self, recommender, batch: Batch) -> None:

@@ -11,7 +11,6 @@ from lightrec.configurable import Configurable
 FORMAT = 2
 """Of `checkpoint["lightrec"]`."""
 
-
 def describe_run(model: Configurable, data: Any) -> dict:
     """Returns what `checkpoint["lightrec"]` holds.
 
