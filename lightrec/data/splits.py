@@ -79,7 +79,7 @@ def global_timeline(
         targets: ask for the first event of the window or for all of them.
 
     Raises:
-        InputError: no times, or cuts that are not moments or not in order.
+        InputError: no times, or cuts that are no moments or not in order.
     """
     if times is None:
         raise InputError(
@@ -136,7 +136,9 @@ def _moment(value: str | float, times: np.ndarray, flag: str) -> int:
 
 
 def _no_moment(value: str | float, flag: str) -> InputError:
-    return InputError(f"--data.{flag} {value!r} is not a date, epoch seconds or a share between 0 and 1.")
+    return InputError(
+        f"--data.{flag} {value!r} is no moment: expected an ISO date, epoch seconds or a share between 0 and 1."
+    )
 
 
 def date(seconds: int) -> str:

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from lightrec import testing
 from lightrec.errors import InputError
-from lightrec.interfaces import History, Losses, Objective, SequenceEncoder, Term
+from lightrec.interfaces import Objective, SequenceEncoder
 from lightrec.items.embedding import ItemEmbedding
 from lightrec.nn.sequence import valid_mask
-from lightrec.objectives.next_item import NextItem
-from lightrec.recommender import AdamW, EncoderRecommender, Optimizer, SequenceRecommender
+from lightrec.objectives.next_item import NextItem, catalog_cross_entropy
+from lightrec.recommender import EncoderRecommender, SequenceRecommender
 
 
 class LastItemEncoder(SequenceEncoder):
@@ -24,11 +24,10 @@ class LastItemEncoder(SequenceEncoder):
         self.layer = nn.Linear(hidden_size, hidden_size)
         self.unsaved = torch.randn(hidden_size)
 
-    def enter(self, history: History) -> History:
-        return history
+    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return x
 
-    def mix(self, history: History) -> Tensor:
-        x, lengths = history.x, history.lengths
+    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
         y = self.layer(x)
         if self.fault == "future":
             mask = valid_mask(lengths, x.shape[1]).unsqueeze(2)
@@ -62,20 +61,18 @@ class Blind(LastItemEncoder):
 class Unshifted(Objective):
     """Asks for the item that was just read."""
 
-    def forward(self, recommender, batch, states=None) -> Losses:
+    def forward(self, recommender, batch) -> Tensor:
         hidden, mask = recommender.encode(batch), valid_mask(batch.lengths, batch.item_ids.shape[1])
-        total = recommender.items.cross_entropy(hidden[mask], batch.item_ids[mask])
-        return {"unshifted": Term(total / mask.sum())}
+        return catalog_cross_entropy(recommender.items, hidden[mask], batch.item_ids[mask]) / mask.sum()
 
 
 class CutOff(NextItem):
-    def forward(self, recommender, batch, states=None) -> Losses:
-        losses = super().forward(recommender, batch, states)
-        return {name: Term(term.value.detach().requires_grad_()) for name, term in losses.items()}
+    def forward(self, recommender, batch) -> Tensor:
+        return super().forward(recommender, batch).detach().requires_grad_()
 
 
 class BadScores(ItemEmbedding):
-    """Scores that differ from those of its linear head, which the search uses."""
+    """Scores that differ from those of its linear head, which `top_k` uses."""
 
     def score(self, hidden: Tensor, candidate_ids: Tensor | None = None) -> Tensor:
         return super().score(hidden, candidate_ids) * 1.01
@@ -88,22 +85,16 @@ class Tiny(EncoderRecommender):
         num_items: size of the catalog.
         max_length: longest history.
         fault: what is wrong with it.
-        optimizer: how it is trained.
+        learning_rate: of Adam.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        max_length: int = 10,
-        fault: str = "",
-        optimizer: Optimizer = AdamW(learning_rate=1e-2),
-    ):
+    def __init__(self, num_items: int, max_length: int = 10, fault: str = "", learning_rate: float = 1e-2):
         objectives = {"unshifted": Unshifted, "cut off": CutOff}
         super().__init__(
             items=(BadScores if fault == "bad scores" else ItemEmbedding)(num_items, 16),
             encoder=LastItemEncoder(16, fault),
             objective=objectives.get(fault, NextItem)(),
-            optimizer=optimizer,
+            learning_rate=learning_rate,
         )
         self.fault = fault
 
@@ -131,11 +122,11 @@ class HasNoAnnotation(Tiny):
 
 
 class NeedsTimes(Tiny):
-    def history(self, batch) -> History:
+    def vectors(self, batch) -> Tensor:
         if batch.timestamps is None:
             raise InputError("NeedsTimes needs timestamps.")
         assert batch.timestamps.shape == batch.item_ids.shape
-        return super().history(batch)
+        return super().vectors(batch)
 
 
 def tiny(fault):
@@ -206,7 +197,7 @@ def test_the_author_must_say_whether_the_encoder_sees_the_future():
 def test_checks_are_chosen_by_what_the_model_is():
     class Counts(SequenceRecommender):
         def loss(self, batch):
-            return {"nothing": Term(torch.zeros(()))}
+            return torch.zeros(())
 
         def recommend(self, batch, k):
             raise NotImplementedError

@@ -4,36 +4,32 @@ ERL (ensemble): the mean of the states is trained, and the distributions of the 
 PRL (progressive): every step is trained, the early ones at a high temperature, and each step must be found again
 from a noisy token (contrast within the batch).
 
-Where the paper and the authors' code differ, `form` says which is meant; the code is the default, since the published
-numbers are its. There all scores are divided by .07, and so they are here: with undivided ones ERL's divergence at its
-weight of .05 outweighs the cross-entropy, and PRL's contrast learns far more slowly (docs/results.md of lightrec).
+Where the paper and the authors' code differ, `fidelity` says which is meant. The code is the default, since the
+published numbers were made with it. There all scores are divided by .07, and so they are here. With undivided scores
+ERL's divergence at its weight of .05 outweighs the cross-entropy, and PRL's contrast learns far more slowly
+(docs/lab of lightrec).
 
 Shapes: B batch, L length, T rows with a target, K num_steps, D hidden_size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lightrec import Batch, EncoderRecommender, InputError, ItemTable, Objective
+from lightrec import Batch, EncoderRecommender, InputError, ItemTable, Objective, Term
+from lightrec.configurable import Above, AtLeast
 from lightrec.nn.sequence import last_state, real_positions
-from lightrec.objectives.next_item import (
-    HeadDtype,
-    Positions,
-    catalog_cross_entropy,
-    mean_over_targets,
-    next_item_pairs,
-)
+from lightrec.objectives.next_item import NextItemStates, Positions, mean_over_targets, next_item_pairs
 from lightrec.ops.blocks import rows_that_fit
-from lightrec.ops.linear_cross_entropy import linear_cross_entropy
 from lightrec_rearec.reasoning import ReasoningEncoder
 
-Form = Literal["code", "paper"]
+Fidelity = Literal["released", "paper"]
 
 
 class ERL(Objective):
@@ -42,48 +38,46 @@ class ERL(Objective):
     Args:
         weight: lambda, of the divergence; the paper searches .001 to .1.
         temperature: tau, divides scores.
-        form: `code`: the mean over all pairs of KL(p_j || p_i), where p_i is held fixed; `paper`: the sum over i < j of
-            KL(p_i || p_j).
+        fidelity: `released`: the mean over all pairs of KL(p_j || p_i), where p_i is held fixed; `paper`: the sum over
+            i < j of KL(p_i || p_j).
         positions: `all` reasons after every item of a window, `last` after its last one, as the authors do (with
             `train_windows: prefixes`).
         divergence_rows: estimate the divergence from at most so many rows of a batch, drawn anew; it costs K + 1 rows
             of scores each. None takes all.
-        head_dtype: dtype of the matrix products with the catalog; None is float32.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: the encoder does not reason.
     """
+
+    limits: ClassVar = {"temperature": Above(0), "divergence_rows": AtLeast(1)}
 
     def __init__(
         self,
         weight: float = 0.05,
         temperature: float = 0.07,
-        form: Form = "code",
+        fidelity: Fidelity = "released",
         positions: Positions = "last",
         divergence_rows: int | None = None,
-        head_dtype: HeadDtype | None = None,
     ):
         super().__init__()
-        _check(temperature, form, positions)
-        if divergence_rows is not None and divergence_rows < 1:
-            raise InputError(f"divergence_rows ({divergence_rows}) must be at least 1; leave it out for all rows.")
-        self.weight, self.temperature, self.form = weight, temperature, form
-        self.divergence_rows = divergence_rows
-        self.positions, self.head_dtype = positions, head_dtype
+        self.weight, self.temperature, self.fidelity = weight, temperature, fidelity
+        self.positions, self.divergence_rows = positions, divergence_rows
 
-    def forward(self, recommender: EncoderRecommender, batch: Batch) -> Tensor:
+    def forward(
+        self, recommender: EncoderRecommender, batch: Batch, states: NextItemStates | None = None
+    ) -> dict[str, Term]:
         thought = Thought(recommender, batch, self.positions)
-        states, items = thought.states, recommender.items
-        hidden = thought.encoder.combine(states)
-        loss = cross_entropy(items, hidden, thought.targets, self.temperature, self.head_dtype)
-        if self.weight and states.shape[1] > 1:
-            share, rows = 1.0, self.divergence_rows
-            if rows is not None and rows < len(states):
-                share = len(states) / rows
-                states = states[torch.randperm(len(states), device=states.device)[:rows]]
-            apart = divergence(items, states, self.temperature, self.form, self.head_dtype)
-            loss = loss - self.weight * share * apart
-        return mean_over_targets(loss, len(thought.targets))
+        reasoned, items, count = thought.states, recommender.items, len(thought.targets)
+        loss = items.cross_entropy(thought.encoder.combine(reasoned), thought.targets, self.temperature)
+        if not self.weight or reasoned.shape[1] < 2:
+            return {"erl": Term(mean_over_targets(loss, count))}
+        share, rows = 1.0, self.divergence_rows
+        if rows is not None and rows < count:
+            share = count / rows
+            reasoned = reasoned[torch.randperm(count, device=reasoned.device)[:rows]]
+        apart = divergence(items, reasoned, self.temperature, self.fidelity)
+        loss = mean_over_targets(loss - self.weight * share * apart, count)
+        return {"erl": Term(loss), "divergence": Term(share * apart.detach() / count, weight=0)}
 
 
 class PRL(Objective):
@@ -98,14 +92,20 @@ class PRL(Objective):
         contrast_weight: of the contrast.
         noise_std: gamma, standard deviation of the noise on tokens (in the paper's formula it is the variance).
         warmup_epochs: epochs before the contrast begins.
-        form: `code`: the mean over the steps before the last, and the mean over the contrasts; `paper`: sums.
+        fidelity: `released`: the mean over the steps before the last, and the mean over the contrasts; `paper`: sums.
         positions: `all` reasons after every item of a window, `last` after its last one, as the authors do (with
             `train_windows: prefixes`). The contrast is between the last states of rows in either case.
-        head_dtype: dtype of the matrix products with the catalog; None is float32.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: the encoder does not reason.
     """
+
+    limits: ClassVar = {
+        "temperature": Above(0),
+        "alpha": Above(0),
+        "noise_std": AtLeast(0),
+        "warmup_epochs": AtLeast(0),
+    }
 
     def __init__(
         self,
@@ -115,39 +115,35 @@ class PRL(Objective):
         contrast_weight: float = 1.0,
         noise_std: float = 0.01,
         warmup_epochs: int = 2,
-        form: Form = "code",
+        fidelity: Fidelity = "released",
         positions: Positions = "last",
-        head_dtype: HeadDtype | None = None,
     ):
         super().__init__()
-        _check(temperature, form, positions)
-        if alpha <= 0 or noise_std < 0 or warmup_epochs < 0:
-            raise InputError(
-                f"alpha ({alpha}) must be above 0; noise_std ({noise_std}), warmup_epochs ({warmup_epochs}) not below."
-            )
         self.temperature, self.alpha = temperature, alpha
         self.step_weight, self.contrast_weight = step_weight, contrast_weight
-        self.noise_std, self.warmup_epochs, self.form = noise_std, warmup_epochs, form
-        self.positions, self.head_dtype = positions, head_dtype
+        self.noise_std, self.warmup_epochs, self.fidelity = noise_std, warmup_epochs, fidelity
+        self.positions = positions
 
     def temperatures(self, num_steps: int) -> list[float]:
         """Returns tau_0 to tau_K."""
         return [self.temperature * self.alpha ** (num_steps - k) for k in range(num_steps + 1)]
 
-    def forward(self, recommender: EncoderRecommender, batch: Batch) -> Tensor:
+    def forward(
+        self, recommender: EncoderRecommender, batch: Batch, states: NextItemStates | None = None
+    ) -> dict[str, Term]:
         thought = Thought(recommender, batch, self.positions)
-        num_steps, count = thought.states.shape[1] - 1, len(thought.targets)
+        released, num_steps = self.fidelity == "released", thought.states.shape[1] - 1
         losses = [
-            cross_entropy(recommender.items, state, thought.targets, tau, self.head_dtype)
+            recommender.items.cross_entropy(state, thought.targets, tau)
             for state, tau in zip(thought.states.unbind(1), self.temperatures(num_steps), strict=True)
         ]
-        share = self.step_weight / num_steps if self.form == "code" and num_steps else self.step_weight
-        loss = mean_over_targets(losses[-1] + share * sum(losses[:-1]), count)
-        if not (num_steps and self.contrast_weight) or recommender.current_epoch < self.warmup_epochs:
-            return loss
-        clean, noisy = thought.contrast(self.noise_std)
-        found = contrast(noisy, clean, self.temperature)
-        return loss + self.contrast_weight * (found.mean() if self.form == "code" else found.sum())
+        share = self.step_weight / num_steps if released and num_steps else self.step_weight
+        terms = {"prl": Term(mean_over_targets(losses[-1] + share * sum(losses[:-1]), len(thought.targets)))}
+        if num_steps and self.contrast_weight and recommender.current_epoch >= self.warmup_epochs:
+            clean, noisy = thought.contrast(self.noise_std)
+            found = contrast(noisy, clean, self.temperature)
+            terms["contrast"] = Term(found.mean() if released else found.sum(), self.contrast_weight)
+        return terms
 
 
 class Thought:
@@ -173,16 +169,15 @@ class Thought:
                 f"ERL and PRL train reasoning steps, and {type(encoder).__name__} takes none: use --model ReaRec with "
                 f"--model.encoder {type(encoder).__name__}."
             )
-        self.encoder = encoder
+        self.encoder, self.positions = encoder, positions
         inputs, targets = next_item_pairs(batch)
-        self.lengths, self.width = inputs.lengths, targets.shape[1]
-        first, self.memory = encoder.start(recommender.vectors(inputs), inputs.lengths, positions)
+        self.lengths = inputs.lengths
+        first, self.memory = encoder.start(recommender.history(inputs), positions)
         states = encoder.think(first, self.memory)
-        self.positions = positions
         if positions == "last":
             self.states, self.targets, self.at_end = states[:, 0], last_state(targets, inputs.lengths), states
             return
-        rows = real_positions(inputs.lengths, self.width)
+        rows = real_positions(inputs.lengths, targets.shape[1])
         self.states, self.targets = states.flatten(0, 1)[rows], targets.flatten()[rows]
         self.at_end = last_state(states, inputs.lengths)[:, None]
 
@@ -190,36 +185,16 @@ class Thought:
         """Returns the states [B, K, D] of steps 1 to K after each row's last item, and the same from noisy tokens."""
         memory = self.memory
         if self.positions == "all":
-            memory = self.encoder.narrow(memory, self.lengths, self.width)
+            memory = self.encoder.narrow(memory, self.lengths)
         noisy = self.encoder.think(self.at_end[:, :, 0], memory, self.at_end, noise_std)
         return self.at_end[:, 0, 1:], noisy[:, 0, 1:]
-
-
-def cross_entropy(
-    items: ItemTable, hidden: Tensor, target_ids: Tensor, temperature: float = 1.0, head_dtype: HeadDtype | None = None
-) -> Tensor:
-    """Sums the cross-entropy of softmax(score(hidden [T, D]) / temperature) against target_ids [T]."""
-    dtype = None if head_dtype is None else getattr(torch, head_dtype)
-    if temperature == 1.0:
-        return catalog_cross_entropy(items, hidden, target_ids, dtype)
-    head = items.linear_head(hidden)
-    if head is not None:
-        bias = None if head.bias is None else head.bias / temperature
-        return linear_cross_entropy(head.hidden / temperature, head.weight, target_ids - 1, bias, dtype)
-
-    def block(h: Tensor, ids: Tensor) -> Tensor:
-        return F.cross_entropy(items.score(h).float()[:, 1:] / temperature, ids - 1, reduction="sum")
-
-    size = rows_that_fit(4 * (items.num_items + 1), hidden.device, "distributions", least=16)
-    return _in_blocks(block, size, hidden, target_ids)
 
 
 def divergence(
     items: ItemTable,
     states: Tensor,
     temperature: float = 1.0,
-    form: Form = "code",
-    head_dtype: HeadDtype | None = None,
+    fidelity: Fidelity = "released",
 ) -> Tensor:
     """Sums over rows the divergence between the distributions of steps; see ERL.
 
@@ -229,24 +204,22 @@ def divergence(
         items: the catalog.
         states: [T, K + 1, D].
         temperature: divides scores.
-        form: which pairs, and which of the two is held fixed.
-        head_dtype: dtype of the matrix products with the catalog, where scores are linear; None is that of the states.
+        fidelity: which pairs, and which of the two is held fixed.
     """
-    dtype = None if head_dtype is None else getattr(torch, head_dtype)
-    num_states = states.shape[1]
+    dtype, num_states = items.head_dtype, states.shape[1]
     if num_states < 2:
         return states.new_zeros(())
 
     def block(h: Tensor) -> Tensor:
         head = None if dtype is None else items.linear_head(h)
         if head is None:
-            scores = items.score(h)[..., 1:]  # padding is no candidate
+            scores = items.score(h)[..., 1:]  # padding is not a candidate
         else:
             scores = F.linear(head.hidden.to(dtype), head.weight.to(dtype)).float()
             scores = scores if head.bias is None else scores + head.bias
         log_p = (scores.double() if h.dtype == torch.float64 else scores.float()).div(temperature).log_softmax(-1)
         p, total = log_p.exp(), 0.0
-        if form == "paper":
+        if fidelity == "paper":
             for i in range(num_states - 1):
                 for j in range(i + 1, num_states):
                     total = total + (p[:, i] * (log_p[:, i] - log_p[:, j])).sum()
@@ -275,14 +248,6 @@ def contrast(noisy: Tensor, clean: Tensor, temperature: float = 1.0) -> Tensor:
     return -scores.log_softmax(-1).diagonal(dim1=1, dim2=2).mean(1)
 
 
-def _in_blocks(block, size: int, *tensors: Tensor) -> Tensor:
-    parts = zip(*(t.split(size) for t in tensors), strict=True)
-    return torch.stack([checkpoint(block, *part, use_reentrant=False) for part in parts]).sum()
-
-
-def _check(temperature: float, form: str, positions: str) -> None:
-    if temperature <= 0:
-        raise InputError(f"temperature ({temperature}) must be above 0.")
-    for name, value, known in (("form", form, Form), ("positions", positions, Positions)):
-        if value not in known.__args__:
-            raise InputError(f"{name} {value!r} is unknown; choose {' or '.join(known.__args__)}.")
+def _in_blocks(block: Callable[[Tensor], Tensor], size: int, states: Tensor) -> Tensor:
+    """Sums over blocks of rows, each made again in the backward pass."""
+    return torch.stack([checkpoint(block, part, use_reentrant=False) for part in states.split(size)]).sum()
