@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,14 +14,21 @@ from lightrec.checkpoint import build, check_vocabulary, read_checkpoint
 from lightrec.configurable import Configurable, describe
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
-from lightrec.models.sasrec import SASRec
+from lightrec.items.embedding import ItemEmbedding
+from lightrec.models.sasrec import SASRec, SASRecEncoder
+from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.sampled import SampledSoftmax
+from lightrec.recommender import EncoderRecommender
 from lightrec.serving.loaded import load_recommender
 from lightrec.testing import toy_data
 
 
 class OwnObjective(SampledSoftmax):
     """Lives in a module that nobody installed."""
+
+
+class OwnItems(ItemEmbedding):
+    """Lives there too."""
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +165,10 @@ def test_checkpoint_of_something_else_is_refused(tmp_path):
         assert "was not written by lightrec" in _refused(tmp_path / name)
 
 
-def test_format_of_the_future_is_refused(trained, tmp_path):
-    assert "format 99" in _refused(_changed(trained[2], tmp_path, format=99))
+@pytest.mark.parametrize("number", [1, 99])
+def test_another_format_is_refused_with_the_version_that_reads_it(trained, tmp_path, number):
+    said = _refused(_changed(trained[2], tmp_path, format=number, lightrec_version="7.8.9"))
+    assert f"checkpoint format {number}" in said and "reads 2: use lightrec 7.8.9" in said
 
 
 @pytest.mark.parametrize(
@@ -167,7 +177,7 @@ def test_format_of_the_future_is_refused(trained, tmp_path):
         ("os.system", "neither lightrec's nor an installed plug-in's"),
         ("subprocess.Popen", "neither lightrec's nor an installed plug-in's"),
         ("lightrecevil.Model", "neither lightrec's nor an installed plug-in's"),
-        ("lightrec.extensions.import_path", "no part of a recommender"),
+        ("lightrec.extensions.import_path", "not a part of a recommender"),
         ("lightrec.extensions.os.system", "cannot be imported"),
         ("lightrec.models.nowhere.Nothing", "cannot be imported"),
         ("torch.nn.Linear", "neither lightrec's nor an installed plug-in's"),
@@ -179,18 +189,57 @@ def test_only_recommender_parts_of_known_distributions_are_built(trained, tmp_pa
     assert said in _refused(_changed(trained[2], tmp_path, model=model))
 
 
-def test_nested_parts_are_held_to_the_same_rule(trained, tmp_path):
-    model = torch.load(trained[2], weights_only=True)["lightrec"]["model"]
-    model["init_args"]["objective"] = {"class_path": "os.system", "init_args": {"command": "touch pwned"}}
+def _in_parts(data):
+    """Describes the trained model as one that is made of parts."""
+    items, encoder = ItemEmbedding(data.num_items, 8), SASRecEncoder(data.max_length, 8)
+    return describe(EncoderRecommender(items, encoder, NextItem()))
+
+
+@pytest.mark.parametrize("slot", ["items", "encoder", "search", "evaluation"])
+def test_nested_parts_are_held_to_the_same_rule(trained, tmp_path, monkeypatch, slot):
+    monkeypatch.chdir(tmp_path)
+    model = _in_parts(trained[1])
+    model["init_args"][slot] = {"class_path": "os.system", "init_args": {"command": "touch pwned"}}
     assert "os.system" in _refused(_changed(trained[2], tmp_path, model=model))
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("slot", ["objective", "optimizer"])
+def test_what_trains_a_model_is_never_imported_to_recommend_with_it(trained, tmp_path, monkeypatch, slot):
+    (tmp_path / "stranger.py").write_text("import pathlib\n\npathlib.Path('pwned').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = torch.load(trained[2], weights_only=True)["lightrec"]["model"]
+    for class_path in ("stranger.Part", "os.system"):
+        model["init_args"][slot] = {"class_path": class_path, "init_args": {"command": "touch pwned"}}
+        loaded = load_recommender(_changed(trained[2], tmp_path, model=model), trust=["stranger", "os"])
+        assert "stranger" not in sys.modules and not Path("pwned").exists()
+        assert describe(getattr(loaded.model, slot)) == model["init_args"][slot]  # and it is still told what it was
+        assert len(loaded.recommend([trained[1].catalog.item_ids[:3]], k=2)[0]) == 2
+
+
+def test_a_loaded_model_has_no_objective_and_says_so(trained):
+    model = load_recommender(trained[2]).model
+    batch = Batch.from_histories([[1, 2, 3]])
+    with pytest.raises(RuntimeError, match="loaded to recommend, without its objective: `lightrec fit --ckpt_path"):
+        model.loss(batch)
+    with pytest.raises(RuntimeError, match="loaded to recommend, without its optimizer"):
+        model.configure_optimizers()
 
 
 def test_a_module_is_trusted_by_name_only(trained, tmp_path):
-    model = torch.load(trained[2], weights_only=True)["lightrec"]["model"]
-    model["init_args"]["objective"]["class_path"] = f"{__name__}.OwnObjective"
+    model = _in_parts(trained[1])
+    model["init_args"]["items"]["class_path"] = f"{__name__}.OwnItems"
     path = _changed(trained[2], tmp_path, model=model)
     assert __name__ in _refused(path)
-    assert type(load_recommender(path, trust=[__name__]).model.objective) is OwnObjective
+    assert type(load_recommender(path, trust=[__name__]).model.items) is OwnItems
+
+
+def test_an_objective_is_built_from_a_trusted_module_only():
+    description = describe(SASRec(20, max_length=8, hidden_size=8, objective=OwnObjective(num_negatives=4)))
+    with pytest.raises(InputError, match="OwnObjective, which is neither lightrec's nor an installed plug-in's"):
+        build(description)
+    assert type(build(description, trust=[__name__]).objective) is OwnObjective
 
 
 def test_arguments_that_the_class_does_not_take_are_named(trained, tmp_path):

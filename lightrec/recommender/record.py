@@ -11,6 +11,7 @@ from lightrec.configurable import Configurable
 FORMAT = 2
 """Of `checkpoint["lightrec"]`."""
 
+
 def describe_run(model: Configurable, data: Any) -> dict:
     """Returns what `checkpoint["lightrec"]` holds.
 

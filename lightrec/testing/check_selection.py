@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from lightrec import extensions, testing
+from lightrec.configurable import Configurable
+from lightrec.configurable import options as options_of
 from lightrec.errors import InputError
 from lightrec.extensions import Plugin
 from lightrec.interfaces import ItemTable, Objective, SequenceEncoder, total
@@ -24,7 +26,7 @@ from lightrec.models.sasrec import SASRecEncoder
 from lightrec.objectives.negatives import NegativeSampler
 from lightrec.objectives.next_item import NextItem
 from lightrec.objectives.weighted import Weighted
-from lightrec.recommender import AdamW, EncoderRecommender, SequenceRecommender
+from lightrec.recommender import AdamW, EncoderRecommender, Optimizer, SequenceRecommender
 from lightrec.testing.contracts import has_step_form
 from lightrec.testing.harness import MAX_LENGTH, NUM_ITEMS, Factory, is_trained, sample_batch
 
@@ -37,7 +39,8 @@ Check = tuple[str, Callable[[], str | None] | str]
 """A name, and what to call (it returns a remark and raises what is wrong), or the reason to skip it."""
 
 # What a check is run with where the constructor knows the name: small, and quick to learn.
-_SMALL = {"hidden_size": 32, "dropout": 0.1, "learning_rate": 1e-2}
+_SMALL = {"hidden_size": 32, "dropout": 0.1}
+_LEARNING_RATE = 1e-2  # of the optimizer that the constructor has by default
 
 
 def checks_of(plugin: Plugin, given: dict, within: str | None = None) -> list[Check]:
@@ -76,8 +79,12 @@ PARTS = ("models", "encoders", "objectives")
 
 def arguments(kind: type, given: dict) -> dict:
     """Returns what a class is built with, beside what the data tell it: what is given, and a small size."""
-    parameters = inspect.signature(kind.__init__).parameters
-    return {name: value for name, value in _SMALL.items() if name in parameters} | given
+    known = options_of(kind)
+    small = {name: value for name, value in _SMALL.items() if name in known}
+    if "optimizer" in known:
+        default = known["optimizer"].default
+        small["optimizer"] = (type(default) if isinstance(default, Optimizer) else AdamW)(learning_rate=_LEARNING_RATE)
+    return small | given
 
 
 def build(kind: type, given: dict, num_items: int, max_length: int):
@@ -86,14 +93,13 @@ def build(kind: type, given: dict, num_items: int, max_length: int):
     Raises:
         InputError: it needs an argument that is not known here, or refuses what it got.
     """
-    parameters = inspect.signature(kind.__init__).parameters
     try:
         hints = typing.get_type_hints(kind.__init__)
     except (NameError, TypeError):  # annotations under TYPE_CHECKING
         hints = {}
     options = arguments(kind, given)
     width = options.get("hidden_size", _SMALL["hidden_size"])
-    for name, parameter in list(parameters.items())[1:]:
+    for name, parameter in options_of(kind).items():
         if name in ("num_items", "max_length"):
             options[name] = num_items if name == "num_items" else max_length
         elif isinstance(options.get(name), str) and (group := _part_group(hints.get(name))):
@@ -107,7 +113,7 @@ def build(kind: type, given: dict, num_items: int, max_length: int):
         part = kind(**options)
     except (TypeError, ValueError, InputError) as error:
         shown = ", ".join(
-            f"{name}={type(value).__name__ if isinstance(value, nn.Module) else value}"
+            f"{name}={type(value).__name__ if isinstance(value, (nn.Module, Configurable)) else value}"
             for name, value in options.items()
         )
         raise InputError(f"{kind.__name__}({shown}) cannot be built: {error} Give other values with --set.") from error
@@ -141,7 +147,7 @@ def _around_encoder(kind: type, given: dict, num_items: int, max_length: int) ->
     encoder = build(kind, given, num_items, max_length)
     objective = NextItem("all" if encoder.causal else "last")
     return EncoderRecommender(
-        ItemEmbedding(num_items, encoder.hidden_size), encoder, objective, AdamW(learning_rate=1e-2)
+        ItemEmbedding(num_items, encoder.hidden_size), encoder, objective, AdamW(learning_rate=_LEARNING_RATE)
     )
 
 
@@ -155,7 +161,7 @@ def _below_objective(
         return build(model, {"objective": objective}, num_items, max_length)
     width = _SMALL["hidden_size"]
     encoder = SASRecEncoder(max_length, width, dropout=0.1)
-    return EncoderRecommender(ItemEmbedding(num_items, width), encoder, objective, AdamW(learning_rate=1e-2))
+    return EncoderRecommender(ItemEmbedding(num_items, width), encoder, objective, AdamW(learning_rate=_LEARNING_RATE))
 
 
 def _model_checks(factory: Factory) -> list[Check]:

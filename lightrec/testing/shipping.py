@@ -175,7 +175,7 @@ def compare_speed(factory: Factory, num_items: int = 1000, max_length: int = 50,
     with quiet(seed=13):
         model = factory(num_items, max_length)
         width = getattr(getattr(model, "items", None), "hidden_size", 64)
-        models = [model, SASRec(num_items, max_length, hidden_size=width)]
+        models = [model, SASRec(num_items, max_length=max_length, hidden_size=width)]
         ids = torch.randint(1, num_items + 1, (64, max_length + 1))
         times = 1_000_000_000 + 3600 * torch.arange(max_length + 1).expand_as(ids)
         whole = Batch(ids, torch.full((64,), max_length + 1), torch.arange(64), timestamps=times)

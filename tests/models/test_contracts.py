@@ -12,16 +12,17 @@ from lightrec.models.mamba4rec import Mamba4Rec
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.negatives import NegativeSampler
 from lightrec.objectives.next_item import NextItem
-from lightrec.recommender import AdamW
 from lightrec.testing.harness import sample_batch
 
-SMALL = dict(hidden_size=16, optimizer=AdamW(learning_rate=1e-2), dropout=0.1)
+SMALL = dict(hidden_size=16, dropout=0.1)
 
 
 def small(kind, num_items, max_length, **options):
     """Builds a model with what it takes of a small configuration; a floor takes none of it."""
     known = options_of(kind)
     options = {name: value for name, value in (SMALL | options).items() if name in known}
+    if "optimizer" in known:
+        options["optimizer"] = type(known["optimizer"].default)(learning_rate=1e-2)
     length = {"max_length": max_length} if "max_length" in known else {}
     model = kind(num_items=num_items, **length, **options)
     for module in model.modules():

@@ -3,13 +3,14 @@
 import pytest
 
 from lightrec import extensions
+from lightrec.configurable import describe
 from lightrec.errors import InputError
 from lightrec.extensions import Plugin
 from lightrec.interfaces import ItemTable, Objective, SequenceEncoder
-from lightrec.models.gru4rec import GRU4Rec, GRU4RecEncoder
+from lightrec.models.gru4rec import GRU4Rec, GRU4RecEncoder, GRU4RecSession
 from lightrec.models.sasrec import SASRec, SASRecEncoder
 from lightrec.objectives.next_item import NextItem
-from lightrec.recommender import EncoderRecommender
+from lightrec.recommender import Adagrad, AdamW, EncoderRecommender
 from lightrec.testing.check_selection import Skip, arguments, build, checks_of
 
 
@@ -43,7 +44,10 @@ def names(checks):
 
 
 def test_a_model_is_built_small_and_what_is_given_wins():
-    assert arguments(SASRec, {"hidden_size": 8}) == {"hidden_size": 8, "dropout": 0.1, "learning_rate": 1e-2}
+    expected = {"hidden_size": 8, "dropout": 0.1, "optimizer": describe(AdamW(learning_rate=1e-2))}
+    assert describe(arguments(SASRec, {"hidden_size": 8})) == expected
+    slow = describe(arguments(GRU4RecSession, {}))["optimizer"]  # the kind that the model has by default
+    assert slow == describe(Adagrad(learning_rate=1e-2))
     model = build(SASRec, {"hidden_size": 8}, 40, 10)
     assert (model.items.num_items, model.encoder.max_length, model.encoder.hidden_size) == (40, 10, 8)
 
