@@ -217,6 +217,29 @@ def test_a_trial_survives_what_hangs_dies_and_prints(install):
     assert all(outcomes[f"{name}2"].cause is None for name in sources)
 
 
+def test_what_a_plug_in_names_is_called_and_what_it_raises_is_handed_on(install):
+    install("lightrec-made", "[lightrec.kernels]\nmade = lightrec_made:f\n", "def f():\n    return 7\n")
+    install("lightrec-odd", "[lightrec.kernels]\nodd = lightrec_odd:f\n", "def f():\n    raise SystemExit(3)\n")
+    assert extensions.call_in_time(extensions.resolve("kernels", "made")) == 7
+    with pytest.raises(SystemExit):
+        extensions.call_in_time(extensions.resolve("kernels", "odd"))
+
+
+def test_a_call_that_does_not_end_is_left_behind_and_named(install, capsys):
+    install(
+        "lightrec-hung",
+        "[lightrec.kernels]\nhung = lightrec_hung:f\n",
+        "import threading\nleave = threading.Event()\ndef f():\n    leave.wait()\n",
+    )
+    plugin = extensions.resolve("kernels", "hung")
+    with pytest.raises(extensions.PluginError, match="did not end within 0.3 s"):
+        extensions.call_in_time(plugin, limit=0.3)
+    print("a result")
+    out, err = capsys.readouterr()
+    assert out == "a result\n" and "did not end within 0.3 s" in err
+    sys.modules["lightrec_hung"].leave.set()
+
+
 def test_a_data_source_of_a_plug_in_never_takes_the_name_of_a_built_in(install):
     from lightrec.data.sources import find_source
 

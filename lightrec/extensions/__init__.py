@@ -24,6 +24,7 @@ from lightrec.extensions.entry_points import (
     summary,
 )
 from lightrec.extensions.import_check import LIMIT, Outcome, try_all
+from lightrec.extensions.timed_call import call_in_time
 
 __all__ = [
     "HOME",
@@ -33,6 +34,7 @@ __all__ = [
     "Plugin",
     "PluginError",
     "Status",
+    "call_in_time",
     "everything",
     "import_path",
     "installed",

@@ -20,15 +20,12 @@ them as it does all plug-ins.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from threading import Thread
 from typing import Any
 
 from lightrec import extensions
@@ -343,7 +340,7 @@ def _load() -> None:
         import_module(module)
     for plugin in extensions.installed("kernels"):
         try:
-            made = _made_by(plugin)
+            made = extensions.call_in_time(plugin)
             for kernel in made if isinstance(made, (list, tuple)) else [made]:
                 register_kernel(kernel)
                 _owners[kernel.op, kernel.name] = f"{plugin.distribution} {plugin.version}"
@@ -351,23 +348,3 @@ def _load() -> None:
             _broken[f"{plugin.distribution}:{plugin.name}"] = str(error).rstrip(".")
         except (Exception, SystemExit) as error:  # whatever a stranger's function raises must not break others
             _broken[f"{plugin.distribution}:{plugin.name}"] = f"{type(error).__name__}: {error}".rstrip(".")
-
-
-def _made_by(plugin: extensions.Plugin) -> Any:
-    """Imports what a plug-in names and calls it: in a thread, because all who use an op wait here, and one may hang."""
-    made: Future = Future()
-
-    def work() -> None:
-        try:
-            made.set_result(extensions.load(plugin)())
-        except (Exception, SystemExit) as error:
-            made.set_exception(error)
-
-    stdout = sys.stdout
-    Thread(target=work, daemon=True).start()
-    if not wait([made], extensions.LIMIT).done:
-        sys.stdout = stdout  # an import turns it to standard error until it ends, and this one does not
-        error = extensions.PluginError(plugin, f"its import did not end within {extensions.LIMIT:g} s")
-        print(f"lightrec: {error}", file=sys.stderr, flush=True)
-        raise error
-    return made.result()

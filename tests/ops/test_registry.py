@@ -3,10 +3,12 @@
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 import lightrec.ops.linear_cross_entropy  # noqa: F401  registers what it has before the registry is emptied below
+from lightrec import extensions
 from lightrec.errors import InputError
 from lightrec.ops import registry
 from lightrec.ops.registry import Kernel, asked_for, choose, describe_kernels, explain, register_kernel, use_kernel
@@ -206,7 +208,7 @@ def test_a_broken_plugin_is_recorded_and_others_load(bring):
 
 @pytest.mark.parametrize("where", ["", "def kernels():\n    "], ids=["import", "function"])
 def test_a_plugin_that_hangs_is_left_behind_named_and_waited_for_once(bring, monkeypatch, capsys, where):
-    monkeypatch.setattr(registry.plugins, "LIMIT", 0.3)
+    monkeypatch.setattr(extensions, "call_in_time", partial(extensions.call_in_time, limit=0.3))
     before = set(threading.enumerate())
     # it goes on once the test is over
     bring(hung=f"import threading\nleave = threading.Event()\n{where}leave.wait()\n", good=GOOD)
@@ -217,7 +219,7 @@ def test_a_plugin_that_hangs_is_left_behind_named_and_waited_for_once(bring, mon
     assert "'hung' of lightrec-test-hung 1.0 cannot be used (its import did not end within 0.3 s)" in err
     assert "LIGHTREC_PLUGINS" in err
     assert "did not end within" in registry.broken_kernels()["lightrec-test-hung:hung"]
-    monkeypatch.setattr(registry.plugins, "load", None)  # nothing is imported again
+    monkeypatch.setattr(extensions, "call_in_time", None)  # nothing is imported again
     assert choose("double", Spec()).name == "good"
     sys.modules["lightrec_test_hung"].leave.set()
     for thread in set(threading.enumerate()) - before:
