@@ -23,8 +23,6 @@ from lightrec.ops import registry
 from lightrec.ops.blocks import rows_that_fit
 
 OP = "linear_cross_entropy"
-_BLOCK_BYTES = 8 * 2**20  # two float32 blocks of this size stay in a core's share of the last-level cache
-_BLOCK_BYTES_ON_A_GPU = 2**28  # there small blocks leave most of it idle
 
 
 @dataclass(frozen=True)
@@ -92,13 +90,6 @@ def linear_cross_entropy(
         spec = HeadSpec(hidden.shape[1], hidden.device.type, hidden.dtype, matmul_dtype)
         forward = registry.choose(OP, spec, kernel).forward
     return _LinearCrossEntropy.apply(hidden, weight, targets, bias, matmul_dtype, block_rows, forward)
-
-
-def rows_at_once(num_classes: int, device: torch.device, block_bytes: int, least: int, most: int) -> int:
-    """Rows of a float32 block [rows, V]: as many as `block_bytes` hold within limits, on a GPU as fill it."""
-    if device.type == "cpu":
-        return max(least, min(most, block_bytes // (4 * num_classes)))
-    return max(64, _BLOCK_BYTES_ON_A_GPU // (4 * num_classes))
 
 
 def check_targets(targets: Tensor, rows: Tensor, num_classes: int) -> None:
