@@ -24,9 +24,10 @@ from pathlib import Path
 MODEL = '''"""ShortConv: a causal convolution over the last few items."""
 
 import torch.nn.functional as F
-from lightrec import EncoderRecommender, SequenceEncoder
-from lightrec.nn.item_embedding import ItemEmbedding
+from lightrec import EncoderRecommender, History, Optimizer, SequenceEncoder
+from lightrec.items.embedding import ItemEmbedding
 from lightrec.objectives.next_item import NextItem
+from lightrec.recommender import AdamW
 from torch import Tensor, nn
 
 
@@ -47,10 +48,11 @@ class ShortConvEncoder(SequenceEncoder):
         self.gate = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
 
-    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return x
+    def enter(self, history: History) -> History:
+        return history
 
-    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def mix(self, history: History) -> Tensor:
+        x = history.x
         past = F.pad(x.transpose(1, 2), (self.width - 1, 0))
         return self.norm(x + self.conv(past).transpose(1, 2) * self.gate(x).sigmoid())
 
@@ -61,16 +63,18 @@ class ShortConv(EncoderRecommender):
     Args:
         num_items: size of the catalog; told by the data.
         hidden_size: D.
-        width: items that a state sees.
-        learning_rate: of Adam.
+        optimizer: how it is trained.
+        **network: of `ShortConvEncoder`.
     """
 
-    def __init__(self, num_items: int, hidden_size: int = 64, width: int = 4, learning_rate: float = 1e-3):
+    network = ShortConvEncoder
+
+    def __init__(self, num_items: int, hidden_size: int = 64, optimizer: Optimizer = AdamW(), **network):
         super().__init__(
             items=ItemEmbedding(num_items, hidden_size),
-            encoder=ShortConvEncoder(hidden_size, width),
+            encoder=ShortConvEncoder(hidden_size, **network),
             objective=NextItem(),
-            learning_rate=learning_rate,
+            optimizer=optimizer,
         )
 '''
 LIGHTREC = [sys.executable, "-m", "lightrec"]

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--rows 128] [--length 200] [--items 3416] [--hidden-size 64] [--device cuda]
 
-A step is the loss, its gradients and the optimiser's update on rows of exactly `--length` items, as `length.py` has it,
+A step is the loss, its gradients and the optimizer's update on rows of exactly `--length` items, as `length.py` has it,
 with the papers' other defaults. Wall time between two waits for the device: what a processor needs to launch a step is
 in it, as it is in a run. Peak memory is that of a step, weights and moments included. `triton` are the kernels of
 lightrec-triton (the scan, the softmax over the catalog), `torch` those of lightrec itself.

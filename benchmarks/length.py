@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import inspect
 import os
 import platform
 import statistics
@@ -26,8 +25,10 @@ from pathlib import Path
 import torch
 
 from lightrec import extensions
+from lightrec.configurable import options
 from lightrec.data.batch import Batch
 from lightrec.errors import InputError
+from lightrec.interfaces import History, total
 from lightrec.ops.registry import explain, use_kernel
 from lightrec.ops.selective_scan import ScanSpec
 
@@ -44,9 +45,9 @@ def build(name: str, num_items: int, length: int, hidden_size: int):
     except InputError as error:
         print(f"left out: {name} ({error})")
         return None
-    options = {"max_length": length} if "max_length" in inspect.signature(kind.__init__).parameters else {}
+    size = {"max_length": length} if "max_length" in options(kind) else {}
     torch.manual_seed(0)
-    return kind(num_items, hidden_size=hidden_size, **options)
+    return kind(num_items, hidden_size=hidden_size, **size)
 
 
 class Case:
@@ -68,14 +69,14 @@ class Case:
     def step(self) -> None:
         """A whole training step."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.loss(self.batch).backward()
+        total(self.model.loss(self.batch)).backward()
         self.optimizer.step()
 
     def encode(self) -> None:
         """The encoder, forward and backward."""
         self.optimizer.zero_grad(set_to_none=True)
         self.x.grad = None
-        self.model.encoder(self.x, self.lengths).backward(self.upstream)
+        self.model.encoder(History(self.x, self.lengths)).backward(self.upstream)
 
 
 def measure(cases: dict, rounds: int) -> tuple[dict, float]:
@@ -200,22 +201,22 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=8000, help="of a step, about")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", type=Path, help="Markdown file for the tables; the plot has its name and .svg")
-    options = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    lengths = [int(n) for n in options.lengths.split(",")]
+    lengths = [int(n) for n in given.lengths.split(",")]
     kernels = [name for name, reason in explain("selective_scan", ScanSpec()) if reason is None and name != "reference"]
 
     cases, variants = {}, []
-    for name in options.models.split(","):
+    for name in given.models.split(","):
         for length in lengths:
-            model = build(name, options.num_items, length, options.hidden_size)
+            model = build(name, given.num_items, length, given.hidden_size)
             if model is None:
                 break
-            case = Case(model, options.num_items, length, options.positions)
+            case = Case(model, given.num_items, length, given.positions)
             for kernel in kernels if name in SCANS else [None]:
                 variants += [(name, kernel)] * ((name, kernel) not in variants)
                 cases[(name, kernel), length] = case
-    spent, over = measure(cases, options.rounds)
+    spent, over = measure(cases, given.rounds)
     baseline = ("SASRec", None)
     positions = {v[0]: getattr(cases[v, lengths[0]].model.objective, "positions", "all") for v in variants}
     last = [name for name, where in positions.items() if where == "last"]
@@ -227,9 +228,9 @@ def main() -> None:
         "# Training speed against length",
         "",
         "CPU microseconds per real position on one thread. Rows have exactly L items, and as many rows as make about",
-        f"{options.positions:,} positions per step. There are {options.num_items:,} items, hidden size "
-        f"{options.hidden_size} and each paper's other defaults.",
-        f"A cell holds the median of {options.rounds} rounds in which all variants took turns, then the range in "
+        f"{given.positions:,} positions per step. There are {given.num_items:,} items, hidden size "
+        f"{given.hidden_size} and each paper's other defaults.",
+        f"A cell holds the median of {given.rounds} rounds in which all variants took turns, then the range in "
         "brackets.",
         "The factor after it says how many times faster than SASRec at that length.",
         "",
@@ -253,12 +254,12 @@ def main() -> None:
         "",
     ]
     print("\n".join(text))
-    if options.write:
-        picture = options.write.with_suffix(".svg")
+    if given.write:
+        picture = given.write.with_suffix(".svg")
         draw(spent, variants, lengths, picture)
         place = text.index("## Whole training step")
         text[place:place] = [f"![CPU time per position against the length of histories]({picture.name})", ""]
-        options.write.write_text("\n".join(text))
+        given.write.write_text("\n".join(text))
 
 
 if __name__ == "__main__":

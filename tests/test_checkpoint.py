@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     os.environ["LIGHTREC_CACHE"] = str(folder / "cache")
     data = toy_data(folder)
-    model = SASRec(data.num_items, data.max_length, hidden_size=8, objective=SampledSoftmax(num_negatives=4))
+    model = SASRec(data.num_items, max_length=data.max_length, hidden_size=8, objective=SampledSoftmax(num_negatives=4))
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=folder, enable_checkpointing=False,
@@ -269,7 +269,7 @@ def test_vocabulary_is_compared_item_by_item(trained):
 
 
 def test_build_is_the_counterpart_of_describe():
-    model = SASRec(20, 8, hidden_size=8, objective=SampledSoftmax(num_negatives=4))
+    model = SASRec(20, max_length=8, hidden_size=8, objective=SampledSoftmax(num_negatives=4))
     again = build(describe(model))
     assert describe(again) == describe(model)
     assert isinstance(again, Configurable)
@@ -277,7 +277,7 @@ def test_build_is_the_counterpart_of_describe():
 
 def test_model_trained_without_a_data_module_says_so(tmp_path):
     trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    model = SASRec(20, 8, hidden_size=8)
+    model = SASRec(20, max_length=8, hidden_size=8)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "bare.ckpt")
     assert read_checkpoint(tmp_path / "bare.ckpt")["lightrec"]["data"] is None

@@ -1,19 +1,20 @@
-"""The Lightning contract: steps, metrics, exclusion, schedules, and randomness that is a function of the step."""
+"""The Lightning contract: exclusion, what the data tell, logged terms, and randomness that a step alone decides."""
 
 import logging
-import math
 
 import lightning as L
 import pytest
 import torch
 from torch import Tensor
 
-from lightrec.data.batch import Batch
+from lightrec.data.batch import Batch, Column
+from lightrec.interfaces import History, Losses, Objective, Search, SequenceEncoder, Term, total
 from lightrec.items.embedding import ItemEmbedding
-from lightrec.metrics.ranking import RankingMetrics
 from lightrec.models.sasrec import SASRec
 from lightrec.objectives.next_item import NextItem
-from lightrec.recommender import EncoderRecommender, SequenceRecommender
+from lightrec.objectives.weighted import Weighted
+from lightrec.recommender import AdamW, EncoderRecommender, SequenceRecommender
+from lightrec.search.exact import ranked
 from lightrec.testing import toy_data, toy_log
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -24,44 +25,23 @@ class Fixed(SequenceRecommender):
 
     Args:
         num_items: size of the catalog.
-        learning_rate: of Adam.
-        weight_decay: of Adam.
-        warmup_steps: of the schedule.
-        decay: of the schedule.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        learning_rate: float = 0.1,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: str = "constant",
-    ):
-        super().__init__(learning_rate, weight_decay, warmup_steps=warmup_steps, decay=decay)
+    def __init__(self, num_items: int):
+        super().__init__(AdamW(learning_rate=0.1))
         self.num_items = num_items
         self.weight = torch.nn.Parameter(torch.ones(2, 2))
         self.bias = torch.nn.Parameter(torch.ones(2))
         self.draws: list[float] = []
-        self.rates: list[float] = []
+        self.shares: list[float] = []
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Losses:
         self.draws.append(torch.rand(()).item())
-        self.rates.append(self.optimizers().param_groups[0]["lr"])
-        return self.weight.square().sum() + self.bias.square().sum()
+        self.shares.append(self.progress)
+        return {"squares": Term(self.weight.square().sum() + self.bias.square().sum())}
 
     def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        scores = torch.arange(self.num_items + 1).float().repeat(len(batch), 1)
-        scores[:, 0] = -torch.inf
-        if batch.seen_ids is not None:
-            scores.scatter_(1, batch.seen_ids, -torch.inf)
-        best, item_ids = scores.topk(min(k, scores.shape[1]))
-        pad = k - best.shape[1]
-        best, item_ids = (
-            torch.nn.functional.pad(best, (0, pad), value=-torch.inf),
-            torch.nn.functional.pad(item_ids, (0, pad)),
-        )
-        return item_ids.masked_fill(best == -torch.inf, 0), best
+        return ranked(torch.arange(self.num_items + 1).float().repeat(len(batch), 1), k, batch.seen_ids)
 
 
 def trainer(folder, **options):
@@ -114,40 +94,144 @@ def test_parts_of_different_widths_are_refused():
         EncoderRecommender(ItemEmbedding(5, 4), model.encoder, NextItem())
 
 
-@pytest.mark.parametrize("exclude_seen", [True, False])
-def test_evaluation_logs_what_the_metrics_compute_from_the_lists(tmp_path, exclude_seen):
-    data = toy_data(tmp_path, toy_log(num_users=33), exclude_seen=exclude_seen)
-    data.eval_batch_size = 5
+class Heard(SequenceEncoder):
+    """Notes what it is told of the data and what it reads of an event."""
+
+    causal = True
+
+    def __init__(self, hidden_size: int = 4):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.told: list = []
+        self.read: list[History] = []
+
+    def connect(self, corpus) -> None:
+        self.told.append(corpus)
+
+    def enter(self, history: History) -> History:
+        return history
+
+    def mix(self, history: History) -> Tensor:
+        self.read.append(history)
+        return history.x
+
+
+class Wrapper(SequenceEncoder):
+    """Wraps an encoder and knows nothing of events but their vectors."""
+
+    def __init__(self, inner: SequenceEncoder):
+        super().__init__()
+        self.inner, self.hidden_size, self.causal = inner, inner.hidden_size, inner.causal
+
+    def enter(self, history: History) -> History:
+        return self.inner.enter(history)
+
+    def mix(self, history: History) -> Tensor:
+        return self.inner.mix(history._replace(x=history.x * 2))
+
+
+class Listening(Objective):
+    """Is told of the data too."""
+
+    def __init__(self):
+        super().__init__()
+        self.told: list = []
+
+    def connect(self, corpus) -> None:
+        self.told.append(corpus)
+
+    def forward(self, recommender, batch: Batch, states=None) -> Losses:
+        return {"zero": Term(recommender.items(batch.item_ids).sum() * 0)}
+
+
+def test_what_the_data_tell_reaches_parts_inside_wrappers_once_before_the_run(tmp_path, data):
+    encoder, objective = Heard(), Listening()
+    model = EncoderRecommender(
+        ItemEmbedding(data.num_items, 4), Wrapper(Wrapper(encoder)), Weighted([NextItem(), objective])
+    )
+    trainer(tmp_path, max_epochs=2).fit(model, datamodule=data)
+    assert len(encoder.told) == len(objective.told) == 1
+    assert encoder.told[0] is objective.told[0] is data.corpus
+    assert model.evaluation.metrics.item_cohort.shape == (data.num_items + 1,)
+
+
+def test_a_recommender_without_a_data_module_is_told_nothing(tmp_path):
+    batches = torch.utils.data.DataLoader([Batch.from_histories([[1, 2, 3]])], batch_size=None)
+    encoder = Heard()
+    model = EncoderRecommender(ItemEmbedding(3, 4), encoder, Listening())
+    trainer(tmp_path, max_epochs=1).fit(model, batches)
+    assert encoder.told == []
+
+
+def test_times_and_columns_of_events_reach_an_encoder_inside_a_wrapper(batch):
+    ids = batch.item_ids
+    columns = {"action": Column(ids + 100, "position"), "age": Column(batch.lengths, "row")}
+    batch = batch.replace(timestamps=ids * 10, columns=columns)
+    encoder = Heard()
+    model = EncoderRecommender(ItemEmbedding(12, 4), Wrapper(Wrapper(encoder)), NextItem())
+    with torch.no_grad():
+        model.encode(batch), model.query(batch), model.recommend(batch, 3)
+    total(model.loss(batch.rows(torch.tensor([0, 2]))))
+    assert len(encoder.read) == 4
+    for history in encoder.read[:3]:
+        assert torch.equal(history.timestamps, ids * 10) and torch.equal(history.lengths, batch.lengths)
+        assert list(history.columns) == ["action"] and torch.equal(history.columns["action"], ids + 100)
+    shifted = encoder.read[3]
+    assert torch.equal(shifted.timestamps, ids[[0, 2], :-1] * 10)
+    assert torch.equal(shifted.columns["action"], ids[[0, 2], :-1] + 100)
+    assert torch.equal(shifted.lengths, batch.lengths[[0, 2]] - 1)
+
+
+def test_progress_is_the_share_of_epochs_that_are_done_and_one_outside_of_a_run(tmp_path, data):
     model = Fixed(data.num_items)
-    logged = trainer(tmp_path).test(model, datamodule=data, verbose=False)[0]
-    expected = RankingMetrics()
-    expected.set_catalog(data.item_counts)
-    rows = 0
-    for batch in data.test_dataloader():
-        expected.update(*model.recommend(batch, expected.max_k + 1), batch.target_ids)
-        rows += len(batch)
-    assert rows == 33 and (batch.seen_ids is not None) == exclude_seen
-    values = expected.compute()
-    assert set(logged) == {f"test/{name}" for name in values}
-    assert 0 < logged["test/hr@10"] < 1
-    for name, value in values.items():
-        assert logged[f"test/{name}"] == pytest.approx(value.item(), abs=1e-12), name
+    assert model.progress == 1.0
+    trainer(tmp_path, max_epochs=4, limit_val_batches=0).fit(model, datamodule=data)
+    steps = len(data.train_dataloader())
+    assert model.shares == [epoch / 4 for epoch in range(4) for _ in range(steps)]
+    assert model.progress == 1.0
 
 
-def test_validation_and_test_do_not_leak_into_each_other(tmp_path, data):
+def test_progress_of_a_run_without_an_end_is_one(tmp_path, data):
     model = Fixed(data.num_items)
-    run = trainer(tmp_path)
-    first = run.validate(model, datamodule=data, verbose=False)[0]
-    run.test(model, datamodule=data, verbose=False)
-    again = run.validate(model, datamodule=data, verbose=False)[0]
-    assert first == again and all(name.startswith("val/") for name in first)
+    trainer(tmp_path, max_epochs=-1, max_steps=4, limit_val_batches=0).fit(model, datamodule=data)
+    assert model.shares == [1.0] * 4
 
 
-def test_a_batch_without_rows_is_passed_over(data):
-    model = Fixed(data.num_items)
-    empty = next(iter(data.test_dataloader())).map(lambda t: t[:0])
-    model.test_step(empty, 0)
-    assert model.metrics.rows.sum() == 0
+class Named(Fixed):
+    """Has as many terms as it is given weights."""
+
+    def __init__(self, num_items: int, weights: list[float]):
+        super().__init__(num_items)
+        self.weights = weights
+
+    def loss(self, batch: Batch) -> Losses:
+        value = self.weight.square().sum()
+        return {f"part_{i}": Term(value * 0 + i + 1, weight) for i, weight in enumerate(self.weights)}
+
+
+def test_several_terms_are_logged_by_name_and_without_their_weights(tmp_path, data):
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(Named(data.num_items, [1.0, 0.5, 0.0]), datamodule=data)
+    logged = {name: value.item() for name, value in run.callback_metrics.items() if name.startswith("train/")}
+    assert logged.pop("train/loss") == logged.pop("train/loss_step") == logged.pop("train/loss_epoch") == 2.0
+    assert logged == {"train/part_0": 1.0, "train/part_1": 2.0, "train/part_2": 3.0}
+
+
+def test_a_single_term_is_logged_as_the_loss_alone(tmp_path, data):
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(Named(data.num_items, [2.0]), datamodule=data)
+    logged = {name: value.item() for name, value in run.callback_metrics.items() if name.startswith("train/")}
+    assert set(logged) == {"train/loss", "train/loss_step", "train/loss_epoch"} and set(logged.values()) == {2.0}
+
+
+def test_a_search_may_be_replaced_after_training(batch):
+    class First(Search):
+        def forward(self, items, states, k, exclude_ids=None, candidate_ids=None):
+            return torch.ones(len(states), k, dtype=torch.long), torch.zeros(len(states), k)
+
+    model = SASRec(num_items=12, max_length=6, hidden_size=8).eval()
+    model.search = First()
+    assert (model.recommend(batch, 3)[0] == 1).all()
 
 
 def test_predictions_carry_their_users(tmp_path, data):
@@ -156,45 +240,6 @@ def test_predictions_carry_their_users(tmp_path, data):
     users = torch.cat([users for users, _, _ in rows])
     assert sorted(users.tolist()) == list(range(20))
     assert all(ids.shape == scores.shape == (len(users), 10) for users, ids, scores in rows)
-
-
-def rates_of(data, tmp_path, epochs=4, **options):
-    model = Fixed(data.num_items, learning_rate=0.1, **options)
-    trainer(tmp_path, max_epochs=epochs, limit_val_batches=0).fit(model, datamodule=data)
-    steps = len(data.train_dataloader()) * epochs
-    assert len(model.rates) == steps >= 10
-    return [rate / 0.1 for rate in model.rates]
-
-
-def test_a_constant_rate_needs_no_schedule(tmp_path, data):
-    assert rates_of(data, tmp_path) == [1.0] * 12
-
-
-def test_warm_up_rises_evenly_and_holds(tmp_path, data):
-    assert rates_of(data, tmp_path, warmup_steps=4) == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 9)
-
-
-def test_linear_decay_ends_at_zero_with_the_last_step(tmp_path, data):
-    expected = [0.5, 1.0] + [1 - i / 10 for i in range(10)]
-    assert rates_of(data, tmp_path, warmup_steps=2, decay="linear") == pytest.approx(expected)
-
-
-def test_cosine_decay_is_a_half_wave(tmp_path, data):
-    expected = [0.5 * (1 + math.cos(math.pi * i / 12)) for i in range(12)]
-    assert rates_of(data, tmp_path, decay="cosine") == pytest.approx(expected, abs=1e-6)
-
-
-def test_decay_without_an_end_is_refused(tmp_path, data):
-    model = Fixed(data.num_items, decay="linear")
-    with pytest.raises(ValueError, match="decay='linear' needs a last step"):
-        trainer(tmp_path, max_epochs=-1, limit_val_batches=0).fit(model, datamodule=data)
-
-
-def test_weight_decay_spares_vectors():
-    model = Fixed(3, weight_decay=0.3)
-    decayed, spared = model.configure_optimizers().param_groups
-    assert decayed["weight_decay"] == 0.3 and decayed["params"] == [model.weight]
-    assert spared["weight_decay"] == 0.0 and spared["params"] == [model.bias]
 
 
 def draws_of(data, tmp_path, epochs, start=None):
@@ -232,15 +277,15 @@ def test_processes_draw_differently(monkeypatch, data, tmp_path):
 def test_hyper_parameters_are_the_arguments_of_the_outermost_class():
     model = SASRec(num_items=12, max_length=6, hidden_size=8)
     assert model.hparams["hidden_size"] == 8 and "encoder" not in model.hparams
-    assert "betas" not in model.hparams and model.hparams["learning_rate"] == 1e-3
+    assert model.hparams["max_length"] == 6 and "network" not in model.hparams  # passed on, and remembered one by one
+    assert model.hparams["optimizer"] == AdamW().describe()
 
 
 def trained(data, folder, epochs, start=None, save=None, **options):
     """Trains a SASRec with dropout and a schedule; returns its weights."""
     torch.manual_seed(3)
-    model = SASRec(
-        data.num_items, data.max_length, hidden_size=8, dropout=0.3, warmup_steps=2, decay="linear", learning_rate=1e-2
-    )
+    optimizer = AdamW(learning_rate=1e-2, warmup_steps=2, decay="linear")
+    model = SASRec(data.num_items, max_length=data.max_length, hidden_size=8, dropout=0.3, optimizer=optimizer)
     run = trainer(folder, max_epochs=epochs, limit_val_batches=0, **options)
     run.fit(model, datamodule=data, ckpt_path=start)
     if save:
@@ -290,7 +335,7 @@ def test_a_model_with_a_compiled_encoder_takes_the_same_steps(tmp_path, data, mo
 
     def weights(compiled):
         torch.manual_seed(3)
-        model = SASRec(data.num_items, data.max_length, hidden_size=8, num_layers=1, dropout=0.0)
+        model = SASRec(data.num_items, max_length=data.max_length, hidden_size=8, num_layers=1, dropout=0.0)
         run = trainer(tmp_path, max_epochs=1, limit_val_batches=1)
         # Graphs are captured and differentiated as for any backend; only code generation is left out.
         if compiled:

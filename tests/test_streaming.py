@@ -157,7 +157,7 @@ def test_a_window_reads_again_what_the_batch_reads(name, path):
 
 def test_an_encoder_without_a_step_form_is_refused_with_those_that_have_one():
     with pytest.raises(InputError, match="SASRecEncoder cannot go on event by event.*GRU4RecEncoder.*history="):
-        StreamingRecommender(SASRec(NUM_ITEMS, MAX_LENGTH, hidden_size=8))
+        StreamingRecommender(SASRec(NUM_ITEMS, max_length=MAX_LENGTH, hidden_size=8))
     with pytest.raises(InputError, match="Markov cannot go on"):
         StreamingRecommender(Markov(NUM_ITEMS))
 
@@ -172,7 +172,7 @@ def test_a_recommender_without_an_encoder_streams_with_a_window():
 
 
 def test_a_window_longer_than_the_model_reads_is_refused():
-    model = SASRec(NUM_ITEMS, MAX_LENGTH, hidden_size=8)
+    model = SASRec(NUM_ITEMS, max_length=MAX_LENGTH, hidden_size=8)
     with pytest.raises(InputError, match=f"history .13. must be at most {MAX_LENGTH}"):
         StreamingRecommender(model, history=MAX_LENGTH + 1)
     with pytest.raises(ValueError, match="history"):
@@ -190,12 +190,12 @@ class Sum(SequenceEncoder):
         super().__init__()
         self.hidden_size, self.positions = hidden_size, positions
 
-    def prepare(self, x, lengths):
-        place = torch.arange(x.shape[1]) - lengths[:, None] + 1
-        return x + place[..., None] if self.positions else x
+    def enter(self, history):
+        place = torch.arange(history.x.shape[1]) - history.lengths[:, None] + 1
+        return history._replace(x=history.x + place[..., None]) if self.positions else history
 
-    def mix(self, x, lengths):
-        return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+    def mix(self, history):
+        return history.x.cumsum(1) / torch.arange(1, history.x.shape[1] + 1)[:, None]
 
     def init_state(self, batch_size, device=None):
         return {"count": torch.zeros(batch_size), "sum": (torch.zeros(2, 3, batch_size, self.hidden_size), [])}
@@ -403,7 +403,7 @@ def test_damaged_states_are_refused_and_change_nothing(tmp_path):
 
 
 def test_a_damaged_window_is_refused():
-    stream = StreamingRecommender(SASRec(NUM_ITEMS, MAX_LENGTH, hidden_size=8), history=4)
+    stream = StreamingRecommender(SASRec(NUM_ITEMS, max_length=MAX_LENGTH, hidden_size=8), history=4)
     stream.observe("ann", 1)
     state = stream.export_state()
     for row in ([0, 1, 0, 2], [0, 0, 0, 0], [0, 0, 0, NUM_ITEMS + 1], [0, 0, -1, 3]):

@@ -5,7 +5,7 @@ harness.py. Variants, a comma list, change one thing each:
 * `attndrop`: attention weights are dropped too, as the peers do;
 * `torchdrop`: torch's own dropout, which draws one Bernoulli variable at a time, as the peers do;
 * `bf16head`: the three matrix products with the catalog in bfloat16;
-* `bare`: the same module, data and optimiser in a bare loop: the difference is what Lightning costs.
+* `bare`: the same module, data and optimizer in a bare loop: the difference is what Lightning costs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def main() -> None:
 
         import lightrec
         from lightrec import SequenceDataModule
+        from lightrec.interfaces import total
         from lightrec.models.sasrec import SASRec
         from lightrec.nn.dropout import Dropout
-        from lightrec.objectives.next_item import NextItem
+        from lightrec.recommender import AdamW
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(a.threads)
@@ -63,8 +64,8 @@ def main() -> None:
         inner_size=a.hidden_size,
         dropout=a.dropout,
         attention_dropout=a.dropout if "attndrop" in variants else 0.0,
-        objective=NextItem(head_dtype="bfloat16" if "bf16head" in variants else "float32"),
-        learning_rate=a.learning_rate,
+        head_dtype="bfloat16" if "bf16head" in variants else "float32",
+        optimizer=AdamW(learning_rate=a.learning_rate),
     )
     if "torchdrop" in variants:
         for module in list(model.modules()):
@@ -101,7 +102,7 @@ def main() -> None:
         for epoch in range(a.epochs):
             loader.set_epoch(epoch)
             for batch in loader:
-                loss = model.loss(batch)
+                loss = total(model.loss(batch))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

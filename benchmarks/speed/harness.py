@@ -107,7 +107,7 @@ class Meter:
         self.rows = [(time.perf_counter(), time.process_time(), 0, 0, 0, 0)]
 
     def step(self, sequences: int, padded: int, real: int, targets: int) -> bool:
-        """Notes the end of an optimiser step.
+        """Notes the end of an optimizer step.
 
         Args:
             sequences: rows of the batch.

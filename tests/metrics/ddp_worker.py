@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightrec.data.batch import Batch
 from lightrec.data.datamodule import SequenceDataModule
+from lightrec.interfaces import Losses
 from lightrec.models.sasrec import SASRec
-from lightrec.recommender import SequenceRecommender
+from lightrec.recommender import AdamW, SequenceRecommender
 from lightrec.testing import toy_data, toy_log
 
 
@@ -29,7 +30,7 @@ class Fixed(SequenceRecommender):
         self.scores[worst] -= 1000.0
         self.scores[0] = -torch.inf
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Losses:
         raise NotImplementedError
 
     def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
@@ -50,8 +51,8 @@ class Report(L.Callback):
 
     def on_test_end(self, trainer, pl_module):
         values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        place = pl_module.metrics.ks.index(10)
-        hits = pl_module.metrics.totals[0, place, 0].item()  # of this process alone
+        metrics = pl_module.evaluation.metrics
+        hits = metrics.totals[0, metrics.ks.index(10), 0].item()  # of this process alone
         Path(f"{self.path}-{trainer.world_size}-{trainer.global_rank}.json").write_text(
             json.dumps({"users": self.users, "hits": hits, "values": values})
         )
@@ -96,9 +97,9 @@ def sasrec_run(world: int, folder: Path, train_world: int) -> None:
     data = toy_data(folder, toy_log(num_users=37), batch_size=8)
     path = folder / "sasrec.ckpt"
     if train_world:
-        model = SASRec(data.num_items, data.max_length, hidden_size=16, learning_rate=1e-2)
+        model = SASRec(data.num_items, max_length=data.max_length, hidden_size=16, optimizer=AdamW(learning_rate=1e-2))
         trainer(train_world, folder, [Save(str(path))], epochs=3).fit(model, datamodule=data)
-    model = SASRec(data.num_items, data.max_length, hidden_size=16)
+    model = SASRec(data.num_items, max_length=data.max_length, hidden_size=16)
     model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
     trainer(world, folder, [Report(str(folder / "sasrec"))]).test(model, datamodule=data, verbose=False)
 
@@ -107,7 +108,7 @@ def same_batches_run(world: int, folder: Path) -> None:
     """Trains on global batches of eight rows, on one process or shared by two."""
     data = toy_data(folder / "even", toy_log(num_users=32), batch_size=8 // world)
     torch.manual_seed(0)
-    model = SASRec(data.num_items, data.max_length, hidden_size=16, dropout=0.0)
+    model = SASRec(data.num_items, max_length=data.max_length, hidden_size=16, dropout=0.0)
     run = trainer(world, folder, [Save(str(folder / f"even-{world}.ckpt"))], epochs=2)
     run.limit_val_batches = 0
     run.fit(model, datamodule=data)

@@ -10,7 +10,6 @@ from lightrec.errors import InputError
 from lightrec.interfaces import History
 from lightrec.models.gru4rec import GRU4Rec, GRU4RecEncoder, GRU4RecSession
 from lightrec.recommender import Adagrad
-from lightrec.recommender.optimizer import AdagradMomentum
 
 
 @pytest.fixture(autouse=True)
@@ -65,22 +64,6 @@ def test_scores_use_the_input_table():
     assert model.items.output is None
     assert torch.allclose(model.items(torch.tensor([3])), 8**0.5 * model.items.embedding.weight[3])  # scaled on entry
     assert model.encoder.output.in_features == 12 and model.encoder.output.out_features == 8
-
-
-def test_adagrad_with_momentum_is_the_written_out_rule_and_leaves_untouched_rows_alone():
-    table, vector = torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(3))
-    optimizer = AdagradMomentum([table, vector], lr=0.1, momentum=0.5)
-    expected, squares, update = table.detach().clone(), torch.zeros(5, 3), torch.zeros(5, 3)
-    for rows in ([0, 2], [2, 3], [0, 2]):
-        grad = torch.zeros(5, 3)
-        grad[rows] = torch.randn(2, 3)
-        table.grad, vector.grad = grad, torch.ones(3)
-        optimizer.step()
-        squares[rows] += grad[rows] ** 2
-        update[rows] = 0.5 * update[rows] - 0.1 * grad[rows] / (squares[rows] + 1e-6).sqrt()
-        expected[rows] += update[rows]
-    assert torch.allclose(table, expected, atol=1e-6)
-    assert torch.equal(table[[1, 4]], expected[[1, 4]])
 
 
 def toy_log(tmp_path):

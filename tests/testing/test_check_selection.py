@@ -33,10 +33,10 @@ class Wrapper(EncoderRecommender):
 class OnlyGRU(NextItem):
     """Refuses other encoders."""
 
-    def forward(self, recommender, batch):
+    def forward(self, recommender, batch, states=None):
         if not isinstance(recommender.encoder, GRU4RecEncoder):
             raise InputError("OnlyGRU trains a GRU4RecEncoder.")
-        return super().forward(recommender, batch)
+        return super().forward(recommender, batch, states)
 
 
 def names(checks):
@@ -94,7 +94,7 @@ def test_a_data_source_is_described_and_read_if_it_is_at_hand(monkeypatch):
     monkeypatch.delenv("LIGHTREC_DATA_MIRROR", raising=False)
     checks = dict(checks_of(builtin("datasets", "online-retail"), {}))
     assert checks["description"]() == "UCI Online Retail"
-    with pytest.raises(Skip, match="could not be had"):  # its publisher has no file that can be read
+    with pytest.raises(Skip, match="cannot be found"):  # its publisher has no file that can be read
         checks["reading"]()
     with pytest.raises(InputError, match="--set is for models, encoders, objectives"):
         checks_of(builtin("datasets", "online-retail"), {"x": 1})

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from lightrec import testing
 from lightrec.errors import InputError
-from lightrec.interfaces import Objective, SequenceEncoder
+from lightrec.interfaces import History, Losses, Objective, SequenceEncoder, Term
 from lightrec.items.embedding import ItemEmbedding
 from lightrec.nn.sequence import valid_mask
-from lightrec.objectives.next_item import NextItem, catalog_cross_entropy
-from lightrec.recommender import EncoderRecommender, SequenceRecommender
+from lightrec.objectives.next_item import NextItem
+from lightrec.recommender import AdamW, EncoderRecommender, Optimizer, SequenceRecommender
 
 
 class LastItemEncoder(SequenceEncoder):
@@ -24,10 +24,11 @@ class LastItemEncoder(SequenceEncoder):
         self.layer = nn.Linear(hidden_size, hidden_size)
         self.unsaved = torch.randn(hidden_size)
 
-    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return x
+    def enter(self, history: History) -> History:
+        return history
 
-    def mix(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def mix(self, history: History) -> Tensor:
+        x, lengths = history.x, history.lengths
         y = self.layer(x)
         if self.fault == "future":
             mask = valid_mask(lengths, x.shape[1]).unsqueeze(2)
@@ -61,18 +62,20 @@ class Blind(LastItemEncoder):
 class Unshifted(Objective):
     """Asks for the item that was just read."""
 
-    def forward(self, recommender, batch) -> Tensor:
+    def forward(self, recommender, batch, states=None) -> Losses:
         hidden, mask = recommender.encode(batch), valid_mask(batch.lengths, batch.item_ids.shape[1])
-        return catalog_cross_entropy(recommender.items, hidden[mask], batch.item_ids[mask]) / mask.sum()
+        total = recommender.items.cross_entropy(hidden[mask], batch.item_ids[mask])
+        return {"unshifted": Term(total / mask.sum())}
 
 
 class CutOff(NextItem):
-    def forward(self, recommender, batch) -> Tensor:
-        return super().forward(recommender, batch).detach().requires_grad_()
+    def forward(self, recommender, batch, states=None) -> Losses:
+        losses = super().forward(recommender, batch, states)
+        return {name: Term(term.value.detach().requires_grad_()) for name, term in losses.items()}
 
 
 class BadScores(ItemEmbedding):
-    """Scores that differ from those of its linear head, which `top_k` uses."""
+    """Scores that differ from those of its linear head, which the search uses."""
 
     def score(self, hidden: Tensor, candidate_ids: Tensor | None = None) -> Tensor:
         return super().score(hidden, candidate_ids) * 1.01
@@ -85,16 +88,22 @@ class Tiny(EncoderRecommender):
         num_items: size of the catalog.
         max_length: longest history.
         fault: what is wrong with it.
-        learning_rate: of Adam.
+        optimizer: how it is trained.
     """
 
-    def __init__(self, num_items: int, max_length: int = 10, fault: str = "", learning_rate: float = 1e-2):
+    def __init__(
+        self,
+        num_items: int,
+        max_length: int = 10,
+        fault: str = "",
+        optimizer: Optimizer = AdamW(learning_rate=1e-2),
+    ):
         objectives = {"unshifted": Unshifted, "cut off": CutOff}
         super().__init__(
             items=(BadScores if fault == "bad scores" else ItemEmbedding)(num_items, 16),
             encoder=LastItemEncoder(16, fault),
             objective=objectives.get(fault, NextItem)(),
-            learning_rate=learning_rate,
+            optimizer=optimizer,
         )
         self.fault = fault
 
@@ -122,11 +131,11 @@ class HasNoAnnotation(Tiny):
 
 
 class NeedsTimes(Tiny):
-    def vectors(self, batch) -> Tensor:
+    def history(self, batch) -> History:
         if batch.timestamps is None:
             raise InputError("NeedsTimes needs timestamps.")
         assert batch.timestamps.shape == batch.item_ids.shape
-        return super().vectors(batch)
+        return super().history(batch)
 
 
 def tiny(fault):
@@ -197,7 +206,7 @@ def test_the_author_must_say_whether_the_encoder_sees_the_future():
 def test_checks_are_chosen_by_what_the_model_is():
     class Counts(SequenceRecommender):
         def loss(self, batch):
-            return torch.zeros(())
+            return {"nothing": Term(torch.zeros(()))}
 
         def recommend(self, batch, k):
             raise NotImplementedError
