@@ -13,11 +13,14 @@ import yaml
 from lightrec import testing
 from lightrec.cli import main
 from lightrec.data.batch import Batch
+from lightrec.data.corpus import TrainingLog
 from lightrec.errors import InputError
-from lightrec.objectives.next_item import catalog_cross_entropy, next_item_rows
+from lightrec.interfaces import total
+from lightrec.objectives.next_item import NextItemStates
+from lightrec.recommender import AdamW
 
 unirec = pytest.importorskip("lightrec_unirec.model", reason="lightrec-unirec is not installed")
-from lightrec_unirec.statistics import count_items  # noqa: E402
+from lightrec_unirec.statistics import Counting, count_items  # noqa: E402
 from lightrec_unirec.time import (  # noqa: E402
     CalendarFeatures,
     IntervalFeatures,
@@ -104,7 +107,7 @@ def test_curriculum_weights_stay_between_nothing_and_one_and_grow():
 def test_items_are_counted_from_the_training_part_only():
     items = np.array([1, 2, 1, 2, 3, 9, 1, 2, 4, 9], np.int32)
     times = np.arange(10) * HOUR
-    facts = count_items(items, times, np.array([0, 6]), np.array([5, 9]), 9)
+    facts = count_items(TrainingLog(items, times, np.array([0, 6]), np.array([5, 9])), 9)
     assert not facts.neighbours[9].any() and not (facts.neighbours == 9).any() and not facts.frequent[9]
     assert facts.frequent.nonzero().flatten().tolist() == [1, 2]
     assert facts.neighbours[1, 0] == 2 and facts.neighbours[2, 0] == 1 and not facts.neighbours[0].any()
@@ -113,7 +116,9 @@ def test_items_are_counted_from_the_training_part_only():
 def test_neighbours_are_ranked_by_the_written_out_score():
     draw = np.random.default_rng(1)
     items, times = draw.integers(1, 7, 60).astype(np.int32), np.sort(draw.integers(0, 10**6, 60))
-    facts = count_items(items, times, np.array([0, 30]), np.array([30, 60]), 6, num_neighbours=5, reach=1)
+    facts = count_items(
+        TrainingLog(items, times, np.array([0, 30]), np.array([30, 60])), 6, Counting(num_neighbours=5, reach=1)
+    )
     counts, gaps, before = np.bincount(items, minlength=7), {}, {}
     for b, e in ((0, 30), (30, 60)):
         for i in range(b + 1, e):
@@ -144,9 +149,16 @@ def batch_of(rows=6, length=9, num_items=12, seed=0):
     return Batch(ids, lengths, torch.arange(rows), timestamps=times)
 
 
-def model(**options):
+def model(use_times=True, **options):
     objective = unirec.DualEnhancement(**options)
-    return unirec.UniRec(12, 9, 8, dropout=0.0, objective=objective)
+    return unirec.UniRec(12, hidden_size=8, max_length=9, dropout=0.0, use_times=use_times, objective=objective)
+
+
+def counted(network, batch):
+    """Lets the objective count in a batch, as it does outside of a run."""
+    lengths, real = batch.lengths.numpy(), batch.item_ids > 0
+    events = batch.item_ids[real].numpy(), batch.timestamps[real].numpy()
+    network.objective.count(TrainingLog(*events, lengths.cumsum() - lengths, lengths.cumsum()), 12)
 
 
 def still(network):
@@ -161,18 +173,17 @@ def test_with_all_weights_zero_it_is_the_base_model():
     inputs = batch.replace(
         item_ids=batch.item_ids[:, :-1], lengths=batch.lengths - 1, timestamps=batch.timestamps[:, :-1]
     )
-    x = network.encoder.prepare(network.vectors(inputs), inputs.lengths)
+    history = network.encoder.enter(network.history(inputs))
     rows = torch.arange(8) < inputs.lengths[:, None]
     expected = sum(
-        catalog_cross_entropy(
-            network.items,
-            network.encoder.view(x, inputs.lengths, inputs.timestamps, view)[..., :8][rows],
+        network.items.cross_entropy(
+            network.encoder.view(history, view)[..., :8][rows],
             batch.item_ids[:, 1:][rows],
         )
         for view in unirec.VIEWS
     ) / int(rows.sum())
-    assert torch.allclose(network.loss(batch), expected, atol=1e-5)
-    assert network.objective._facts is None  # nothing is counted for nothing
+    assert torch.allclose(total(network.loss(batch)), expected, atol=1e-5)
+    assert network.objective.facts is None  # nothing is counted for nothing
 
 
 @pytest.mark.parametrize("term", ["sequence_weight", "item_weight", "tail_weight"])
@@ -181,16 +192,16 @@ def test_each_term_adds_something_with_finite_gradients(term):
     base, network = still(model(**weights)), still(model(**weights | {term: 1.0}))
     network.load_state_dict(base.state_dict())
     batch = batch_of()
-    more = network.loss(batch) - base.loss(batch)
+    more = total(network.loss(batch)) - total(base.loss(batch))
     assert more > 0
-    network.loss(batch).backward()
+    total(network.loss(batch)).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_the_frozen_map_is_not_taught_by_rare_items():
     network, batch = model(), batch_of()
-    network.objective._count(network, batch)
-    _, tail = network.objective._item_terms(network, batch)
+    counted(network, batch)
+    _, tail = network.objective.item_terms(network, batch)
     tail.backward()
     assert network.from_neighbours.weight.grad is None and network.items.embedding.weight.grad.abs().sum() > 0
 
@@ -198,15 +209,15 @@ def test_the_frozen_map_is_not_taught_by_rare_items():
 @pytest.mark.parametrize("stop", [True, False])
 def test_the_whole_history_is_held_still_only_if_asked_for(stop):
     network, batch = model(stop_gradient=stop, uniform_share=1.0), batch_of()
-    network.objective._count(network, batch)
+    counted(network, batch)
     whole = [torch.randn(6, 16, requires_grad=True) for _ in unirec.VIEWS]
-    network.objective._sequence_term(network, batch, whole, 1.0).backward()
+    network.objective.sequence_term(network, batch, whole, 1.0).backward()
     assert (whole[0].grad is None) == stop
 
 
 def test_even_histories_are_the_uniform_ones():
     network, batch = model(uniform_share=0.2), batch_of()
-    network.objective._count(network, batch)
+    counted(network, batch)
     flags = network.objective.is_uniform(batch)
     assert flags[0] and flags.float().mean() <= 0.4
     assert not network.objective.is_uniform(batch.replace(lengths=torch.full((6,), 2))).any()
@@ -214,9 +225,9 @@ def test_even_histories_are_the_uniform_ones():
 
 def test_an_irregular_part_keeps_the_last_two_and_its_own_times():
     network, batch = model(), batch_of()
-    network.objective._count(network, batch)
+    counted(network, batch)
     part = network.objective.irregular_part(batch)
-    irregular = network.objective._facts.irregular
+    irregular = network.objective.facts.irregular
     for i in range(6):
         n = int(batch.lengths[i])
         kept = [t for t in range(n) if t >= n - 2 or irregular[batch.item_ids[i, t]]]
@@ -248,7 +259,7 @@ def test_times_that_are_missing_are_asked_for():
         model().loss(batch)
     with pytest.raises(InputError, match="set --data.with_times true"):
         model().eval().query(batch)
-    assert model(use_times=False).loss(batch).isfinite()
+    assert total(model(use_times=False).loss(batch)).isfinite()
 
 
 def test_both_ways_to_rank_are_offered_under_their_own_names():
@@ -266,20 +277,20 @@ def test_both_ways_to_rank_are_offered_under_their_own_names():
 def test_the_loss_rows_are_those_of_next_item():
     """The shared helper and our own cut agree on what is a target."""
     network, batch = model(use_times=False).eval(), batch_of()
-    _, targets = next_item_rows(network, batch)
+    _, targets = NextItemStates(network, batch).rows()
     assert len(targets) == int((batch.lengths - 1).sum())
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(ValueError, match=r"sequence_weight \(-1\) must not be negative"):
+    with pytest.raises(ValueError, match=r"sequence_weight \(-1\) must be at least 0"):
         unirec.DualEnhancement(sequence_weight=-1)
     with pytest.raises(ValueError, match=r"uniform_share \(2\) must be between 0 and 1"):
         unirec.DualEnhancement(uniform_share=2)
 
 
 def factory(num_items, max_length):
-    objective = unirec.DualEnhancement(use_times=False)
-    return unirec.UniRec(num_items, max_length, 16, 1, dropout=0.0, objective=objective, learning_rate=1e-2)
+    options = dict(hidden_size=16, num_layers=1, dropout=0.0, use_times=False, optimizer=AdamW(learning_rate=1e-2))
+    return unirec.UniRec(num_items, max_length=max_length, **options)
 
 
 @pytest.mark.parametrize("check", testing.applicable_checks(factory(20, 10)), ids=lambda c: c.__name__)
@@ -319,8 +330,8 @@ def test_a_log_without_times_is_told_what_to_choose_and_then_trains(toy, capsys)
     timeless = ["fit", "--config", str(CONFIGS[0]), *toy, "timeless.csv"]
     for flags, said in (
         ([], "--data.with_times needs a log with times; this one has none"),
-        (["--data.with_times", "false"], "--model.objective.use_times false"),
+        (["--data.with_times", "false"], "--model.use_times false"),
     ):
         assert main([*timeless, *flags]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
-    assert main([*timeless, "--data.with_times", "false", "--model.objective.use_times", "false"]) == 0
+    assert main([*timeless, "--data.with_times", "false", "--model.use_times", "false"]) == 0

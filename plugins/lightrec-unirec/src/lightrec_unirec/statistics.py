@@ -5,11 +5,15 @@ Counted from the training part only. (The released tables count the whole log, t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightrec.data.corpus import TrainingLog
+from lightrec_unirec.time import gap_spread
 
 
 class ItemFacts(NamedTuple):
@@ -22,34 +26,37 @@ class ItemFacts(NamedTuple):
     neighbours: Tensor
     """[V, K] int64, items that stand beside an item in histories, nearest first; 0 pads."""
 
+    def to(self, device: torch.device) -> ItemFacts:
+        """Returns the facts on another device."""
+        return ItemFacts(*(fact.to(device) for fact in self))
 
-def count_items(
-    items: np.ndarray,
-    times: np.ndarray | None,
-    begin: np.ndarray,
-    end: np.ndarray,
-    num_items: int,
-    frequent_share: float = 0.3,
-    regular_share: float = 0.3,
-    num_neighbours: int = 10,
-    reach: int = 2,
-) -> ItemFacts:
-    """Counts facts from histories items[begin:end].
+
+@dataclass(frozen=True)
+class Counting:
+    """How facts are counted."""
+
+    frequent_share: float = 0.3
+    """Share of the items that were seen and count as frequent, the most frequent first."""
+    regular_share: float = 0.3
+    """Share of them that count as regular, the least spread of gaps first."""
+    num_neighbours: int = 10
+    """K."""
+    reach: int = 2
+    """Events apart that still are neighbours."""
+
+
+def count_items(train: TrainingLog, num_items: int, counting: Counting = Counting()) -> ItemFacts:
+    """Counts facts from training histories.
 
     A neighbour j of i scores 0.4 s / (1 + s) + 0.8 / (1 + log(1 + g)) + 0.5 / (1 + log(1 + v_j)), with s the cosine of
     their co-occurrence, g the mean gap between the two in hours, and v_j the variance of the gaps before j.
 
     Args:
-        items: [events].
-        times: [events] seconds, or None: every gap is then an hour.
-        begin: [users] first event of each training history.
-        end: [users] behind its last.
+        train: the training part. Without times every gap is an hour.
         num_items: size of the catalog.
-        frequent_share: share of the items that were seen and count as frequent, the most frequent first.
-        regular_share: share of them that count as regular, the least spread of gaps first.
-        num_neighbours: K.
-        reach: events apart that still are neighbours.
+        counting: shares and sizes.
     """
+    items, times, begin, end = train.items, train.times, train.begin, train.end
     place = np.concatenate([np.arange(b, e) for b, e in zip(begin, end, strict=True)] or [np.arange(0)])
     owner = np.repeat(np.arange(len(begin)), end - begin)
     ids = items[place].astype(np.int64)
@@ -67,12 +74,12 @@ def count_items(
     known = np.flatnonzero(counts[1:]) + 1
     frequent, irregular = np.zeros(size, bool), np.zeros(size, bool)
     by_count = known[np.argsort(-counts[known], kind="stable")]
-    frequent[by_count[: int(np.ceil(frequent_share * len(known)))]] = True
+    frequent[by_count[: int(np.ceil(counting.frequent_share * len(known)))]] = True
     by_spread = known[np.argsort(variance[known], kind="stable")]
-    irregular[by_spread[int(np.floor(regular_share * len(known))) :]] = True
+    irregular[by_spread[int(np.floor(counting.regular_share * len(known))) :]] = True
 
     one, other, gap = [], [], []
-    for step in range(1, reach + 1):
+    for step in range(1, counting.reach + 1):
         near = (owner[step:] == owner[:-step]) & (ids[step:] != ids[:-step])
         a, b = ids[:-step][near], ids[step:][near]
         hours = np.maximum(0, when[step:] - when[:-step])[near] / 3600
@@ -90,7 +97,19 @@ def count_items(
     one, other = one[order], other[order]
     starts = np.searchsorted(one, np.arange(size))
     rank = np.arange(len(one)) - starts[one]
-    neighbours = np.zeros((size, num_neighbours), np.int64)
-    keep = rank < num_neighbours
+    neighbours = np.zeros((size, counting.num_neighbours), np.int64)
+    keep = rank < counting.num_neighbours
     neighbours[one[keep], rank[keep]] = other[keep]
     return ItemFacts(torch.from_numpy(frequent), torch.from_numpy(irregular), torch.from_numpy(neighbours))
+
+
+def spread_limit(train: TrainingLog, share: float) -> float:
+    """Returns the spread of gaps that a `share` of the histories with two gaps or more stay below."""
+    if train.times is None:
+        return float("inf")
+    long = train.end - train.begin >= 3
+    found = []
+    for b, e in zip(train.begin[long], train.end[long], strict=True):
+        row = torch.as_tensor(train.times[b:e].copy())[None]
+        found.append(gap_spread(row, torch.tensor([row.shape[1]])))
+    return torch.cat(found).quantile(share).item() if found else float("inf")
