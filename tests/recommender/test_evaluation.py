@@ -99,8 +99,8 @@ def test_an_evaluation_is_a_part_that_sees_every_row_once_and_is_told_of_the_dat
         def connect(self, corpus) -> None:
             self.calls.append(("connect", corpus.num_users))
 
-        def reset(self, recommender) -> None:
-            self.calls.append("reset")
+        def reset(self, part: str = "val") -> None:
+            self.calls.append(part)
             self.rows = 0
 
         def update(self, recommender, batch) -> None:
@@ -113,9 +113,9 @@ def test_an_evaluation_is_a_part_that_sees_every_row_once_and_is_told_of_the_dat
     model.evaluation = Rows()  # it may be replaced before a run
     run = make_trainer(tmp_path, 1)
     assert run.test(model, datamodule=data, verbose=False)[0] == {"test/rows": 20.0}
-    assert model.evaluation.calls == [("connect", 20), "reset"]
+    assert model.evaluation.calls == [("connect", 20), "test"]
     run.validate(model, datamodule=data, verbose=False)
-    assert model.evaluation.calls[-1] == "reset" and model.evaluation.rows == 20
+    assert model.evaluation.calls[-1] == "val" and model.evaluation.rows == 20
 
 
 def test_a_model_is_judged_by_lists_if_nothing_is_said():
