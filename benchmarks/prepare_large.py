@@ -25,12 +25,13 @@ import polars as pl
 _CODE = """
 import json, resource, sys, time
 start = time.perf_counter()
+from lightrec.data.options import Cleaning
 from lightrec.data.preparation import prepare
 imported = time.perf_counter()
-prepared = prepare(path=sys.argv[1], cache_dir=sys.argv[2], min_user_events=5, min_item_events=5)
+prepared = prepare(path=sys.argv[1], cache_dir=sys.argv[2], cleaning=Cleaning(min_user_events=5, min_item_events=5))
 done = time.perf_counter()
 used = resource.getrusage(resource.RUSAGE_SELF)
-prepare(path=sys.argv[1], cache_dir=sys.argv[2], min_user_events=5, min_item_events=5)
+prepare(path=sys.argv[1], cache_dir=sys.argv[2], cleaning=Cleaning(min_user_events=5, min_item_events=5))
 print(json.dumps({
     "seconds": round(done - imported, 1),
     "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),

@@ -81,6 +81,8 @@ class Configurable:
 
     limits: ClassVar[dict[str, Limit]] = {}
     """{argument: limit}, for arguments of this class; a subclass adds its own."""
+    prefix: ClassVar[str] = ""
+    """What stands before the name of an argument in a message, such as `--data.` of a flag."""
     network: ClassVar[type | None] = None
     """The class that `**network` is passed on to."""
     fixed: ClassVar[tuple[str, ...]] = ()
@@ -93,7 +95,7 @@ class Configurable:
         except TypeError:  # copying calls __new__ bare, and of a wrong call __init__ says more
             return self
         bound.apply_defaults()
-        _check(cls, bound.arguments)
+        check(cls, bound.arguments)
         object.__setattr__(self, "_init_args", dict(bound.arguments))
         return self
 
@@ -159,7 +161,8 @@ def options(cls: type) -> dict[str, inspect.Parameter]:
     own = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
     spread = [name for name, parameter in own.items() if parameter.kind is parameter.VAR_KEYWORD]
     if not spread or getattr(cls, "network", None) is None:
-        return own
+        # A class without a constructor inherits `*args, **kwargs` of object or of a Module, and has no options.
+        return {name: p for name, p in own.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     del own[spread[0]]
     passed_on = {
         name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -169,15 +172,20 @@ def options(cls: type) -> dict[str, inspect.Parameter]:
     return own | passed_on
 
 
-def _check(cls: type, arguments: dict[str, Any]) -> None:
-    choices, limits = _choices(cls), _limits(cls)
+def check(cls: type, arguments: dict[str, Any]) -> None:
+    """Compares arguments with the annotations and the `limits` of a class, which need not be Configurable.
+
+    Raises:
+        InputError: an unknown choice, or a number beyond its limit.
+    """
+    choices, limits, prefix = _choices(cls), _limits(cls), getattr(cls, "prefix", "")
     for name, value in arguments.items():
         if name in choices and not _is_one_of(value, choices[name]):
             known = ", ".join(str(choice) for choice in choices[name] if choice is not None)
-            raise InputError(f"{name} {value!r} is unknown; choose {known}.")
+            raise InputError(f"{prefix}{name} {value!r} is unknown; choose {known}.")
         limit = limits.get(name)
         if limit is not None and isinstance(value, (int, float)) and not limit.allows(value):
-            raise InputError(f"{name} ({value}) must be {limit}.")
+            raise InputError(f"{prefix}{name} ({value}) must be {limit}.")
 
 
 def _is_one_of(value: Any, choices: Collection[Any]) -> bool:

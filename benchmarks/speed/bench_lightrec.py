@@ -31,6 +31,7 @@ def main() -> None:
 
         import lightrec
         from lightrec import SequenceDataModule
+        from lightrec.data.options import Protocol
         from lightrec.interfaces import total
         from lightrec.models.sasrec import SASRec
         from lightrec.nn.dropout import Dropout
@@ -46,11 +47,11 @@ def main() -> None:
             max_length=a.max_length,
             batch_size=a.batch_size,
             eval_batch_size=a.eval_batch_size,
-            exclude_seen=exclude_seen,
+            protocol=Protocol(exclude_seen=exclude_seen),
             seed=a.seed,
             cache_dir=os.path.join(a.scratch, "cache"),
         )
-        _ = data.num_items, data.split, data.item_counts  # read or prepared here, and not at the first batch
+        _ = data.num_items, data.parts, data.item_counts  # read or prepared here, and not at the first batch
         return data
 
     with watch("prepare"):

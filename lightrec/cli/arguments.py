@@ -15,6 +15,7 @@ import yaml
 
 from lightrec import extensions
 from lightrec.cli.command_line import CommandLine, Flag
+from lightrec.data import shorthand
 from lightrec.errors import InputError
 
 # The word that ends a slot's name says which kind of part goes in: `objective`, `base_encoder`.
@@ -26,8 +27,10 @@ _SLOTS = {
     "optimizer": "optimizers",
     "search": "searches",
     "evaluation": "evaluations",
+    "split": "splits",
+    "windows": "rows",
 }
-_PARTS = ("model", "search", "evaluation")  # the flags that take parts, or hold them
+_PARTS = ("model", "search", "evaluation", "data")  # the flags that take parts, or hold them
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -37,7 +40,8 @@ def resolve(line: CommandLine) -> CommandLine:
     Raises:
         InputError: a name is unknown or broken; a file is missing or is not YAML.
     """
-    return replace(line, flags=tuple(_resolve(flag) for flag in line.flags))
+    flags = sorted(line.flags, key=lambda flag: shorthand.is_of_part(flag.name))  # an option comes after its part
+    return replace(line, flags=tuple(_resolve(replace(f, name=shorthand.full_flag(f.name))) for f in flags))
 
 
 def for_parser(line: CommandLine) -> list[str]:
@@ -74,7 +78,7 @@ def read_yaml(path: str) -> dict:
         raise InputError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}.") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold keys such as model:, data: and trainer:, it holds {type(config).__name__}.")
-    return resolved(config)
+    return resolved(shorthand.in_config(config))
 
 
 def as_text(config: dict) -> str:

@@ -10,6 +10,7 @@ from lightrec.checkpoint import allowed_class, read_checkpoint
 from lightrec.cli import arguments
 from lightrec.cli.command_line import CommandLine
 from lightrec.cli.model_options import TOLD_BY_DATA
+from lightrec.data import shorthand
 from lightrec.errors import InputError
 
 _DIFFERENCES_SHOWN = 4
@@ -48,7 +49,7 @@ class Checkpoint:
         config: dict[str, Any] = {"model": {"class_path": self.description["class_path"], "init_args": init_args}}
         data = self.content["lightrec"].get("data")
         if data:
-            config["data"] = data["init_args"]
+            config["data"] = shorthand.from_checkpoint(data["init_args"])
         return config
 
     def check_model(self, class_path: str, init_args: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
     else:
         facts["from, to"] = None
         facts["share of equal timestamps"] = facts["the same in float32"] = None
-    parts = {name: len(getattr(data.split, name)) for name in ("train", "val", "test")}
+    parts = {name: len(getattr(data.parts, name)) for name in ("train", "val", "test")}
     facts |= {
         "users in parts": parts,
         "max_length": data.max_length,

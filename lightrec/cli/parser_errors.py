@@ -6,6 +6,7 @@ import re
 
 from lightrec import extensions
 from lightrec.cli.model_options import options_of
+from lightrec.data import shorthand
 
 _UNKNOWN_OPTION = re.compile(r"given class_path '([^']+)':\s+Option '([^']+)' is not accepted")
 _UNKNOWN_KEY = re.compile(r"(?:Group '([^']+)' does not accept option|^Option) '([^']+)'")
@@ -38,7 +39,7 @@ def explain(message: str, flags: list[str], configs: list[tuple[str, dict]]) -> 
         path, option = found.groups()
         known = options_of(path)
         near = extensions.suggestion(option, known) or ";"
-        return f"{path.rpartition('.')[2]} has no option {option!r}{near} it has: {', '.join(known)}."
+        return f"{path.rpartition('.')[2]} has no option {option!r}{near} it has: {', '.join(known) or 'none'}."
     if found := _UNKNOWN_KEY.search(message):
         key = ".".join(filter(None, found.groups()))
         where = next((f" in {name}" for name, config in configs if _has(config, key)), "")
@@ -64,6 +65,7 @@ def explain(message: str, flags: list[str], configs: list[tuple[str, dict]]) -> 
 
 
 def _near(key: str, flags: list[str]) -> str:
+    flags = [*flags, *shorthand.names()]
     # The last word is what people misspell; names of the same group are the better guess.
     group = key.rpartition(".")[0]
     same = [name for name in flags if name.rpartition(".")[0] == group]

@@ -67,7 +67,7 @@ def _of_user(loaded: LoadedRecommender, user: str) -> list[str]:
     """Returns the whole history of somebody in the data, as external item ids."""
     if loaded.data is None:
         raise InputError("--user needs the data that the checkpoint was trained on, and it names none; use --items.")
-    data = SequenceDataModule(**loaded.data["init_args"])
+    data = SequenceDataModule.from_description(loaded.data)
     users = data.prepared.users.to_list()
     if user not in users:
         raise InputError(

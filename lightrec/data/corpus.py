@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lightrec.data.catalog import Catalog
+from lightrec.data.prepared import EventColumn
 
 if TYPE_CHECKING:  # preparing data needs no torch
     from torch import Tensor
@@ -62,3 +63,5 @@ class Corpus:
     """Name of the data set, `file` for a log of one's own."""
     data_sha256: str = ""
     """SHA-256 of the log file, to name what is kept in `cache`."""
+    event_columns: dict[str, EventColumn] = field(default_factory=dict)
+    """What else is known of the events, by name: [E] numbers, or codes of categories with their texts."""

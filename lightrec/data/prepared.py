@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,16 @@ from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 
 FORMAT = 2
+
+
+@dataclass(frozen=True)
+class EventColumn:
+    """A further column of the log, in the order of the events."""
+
+    values: np.ndarray
+    """[num_events] float32 numbers, NaN where none is given; or int32 codes of categories, 0 where none is given."""
+    categories: pl.Series | None = None
+    """Texts of the categories; row c - 1 for code c. None for numbers."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Prepared:
     meta: dict
     """Source, title, data_sha256, settings, counts at every step, licence, max_length."""
     path: Path
+    event_columns: dict[str, EventColumn] = field(default_factory=dict)
+    """By name, in the order that they were asked for."""
 
     @property
     def num_users(self) -> int:
@@ -66,12 +78,17 @@ class Prepared:
                 catalog=Catalog(pl.read_parquet(folder / "catalog.parquet")),
                 meta=meta,
                 path=folder,
+                event_columns={
+                    name: _load_event_column(folder, number)
+                    for number, name in enumerate(meta.get("event_columns", []))
+                },
             )
             events = len(prepared.items)
             if (
                 prepared.offsets[-1] != events
                 or prepared.num_users != len(prepared.users)
                 or (prepared.times is not None and len(prepared.times) != events)
+                or any(len(column.values) != events for column in prepared.event_columns.values())
             ):
                 raise ValueError("its files do not belong together")
         except InputError:
@@ -82,6 +99,18 @@ class Prepared:
         return prepared
 
 
+def _load_event_column(folder: Path, number: int) -> EventColumn:
+    texts = folder / f"event-{number}.parquet"
+    categories = pl.read_parquet(texts)["category"] if texts.exists() else None
+    return EventColumn(np.load(folder / f"event-{number}.npy", mmap_mode="r"), categories)
+
+
+def _save_event_column(folder: Path, number: int, column: EventColumn) -> None:
+    np.save(folder / f"event-{number}.npy", column.values)
+    if column.categories is not None:
+        column.categories.alias("category").to_frame().write_parquet(folder / f"event-{number}.parquet")
+
+
 def store(
     folder: Path,
     items: np.ndarray,
@@ -90,6 +119,7 @@ def store(
     users: pl.Series,
     catalog: pl.DataFrame,
     meta: dict,
+    event_columns: dict[str, EventColumn] | None = None,
 ) -> Prepared:
     """Writes a prepared set in one rename, so that no other process and no crash ever sees half of it.
 
@@ -107,6 +137,10 @@ def store(
         np.save(part / "offsets.npy", offsets)
         users.alias("user").to_frame().write_parquet(part / "users.parquet")
         catalog.write_parquet(part / "catalog.parquet")
+        for number, column in enumerate((event_columns or {}).values()):
+            _save_event_column(part, number, column)
+        if event_columns:
+            meta = meta | {"event_columns": list(event_columns)}
         (part / "meta.json").write_text(json.dumps({"format": FORMAT, **meta}, indent=1), encoding="utf-8")
         try:
             os.rename(part, folder)

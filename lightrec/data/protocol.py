@@ -17,30 +17,69 @@ from typing import Any
 
 import numpy as np
 
+from lightrec.data.options import Protocol
 from lightrec.data.prepared import Prepared
-from lightrec.data.splits import Part
+from lightrec.data.splits import Histories, Parts, Split, count_events
 
 TIES = "pessimistic: rank = number of candidates that score at least as high, the target included"
 
 
-def protocol_tag(split: str, exclude_seen: bool, candidates: str) -> str:
+def protocol_record(
+    prepared: Prepared, split: Split, parts: Parts, protocol: Protocol, item_counts: np.ndarray
+) -> dict[str, Any]:
+    """Returns what the data fix of the record; primitives.
+
+    Args:
+        prepared: the log.
+        split: how it was split.
+        parts: what came of it.
+        protocol: what is ranked.
+        item_counts: [num_items + 1], events of each item in training.
+    """
+    meta, test = prepared.meta, parts.test
+    settings = meta["settings"]
+    filters = ("duplicates", "min_rating", "min_user_events", "min_item_events", "k_core", "on_error")
+    targets = count_events(prepared.items, test.history_end, test.target_end, prepared.num_items)
+    record = {
+        "tag": protocol_tag(split, protocol),
+        "source": meta["source"],
+        "title": meta["title"],
+        "data_sha256": meta["data_sha256"],
+        "counts": meta["counts"],
+        "filters": {name: settings[name] for name in filters},
+        "skipped_rows": meta["skipped_rows"],
+        "columns": meta["columns"],
+        "targets_sha256": targets_hash(prepared, test),
+        "num_test_rows": len(test),
+        "cold_test_targets": int(targets[item_counts == 0].sum()),
+        "split": split.name,
+        **parts.facts,
+        "ties": TIES,
+        "git_commit": git_commit(),
+        "versions": versions(),
+    }
+    # Only where there are such, so that other records are equal to older ones.
+    if settings["time_precision"] == "float32":
+        record["rounded_times"] = "float32"
+    if prepared.event_columns:
+        record["event_columns"] = list(prepared.event_columns)
+    return record
+
+
+def protocol_tag(split: Split, protocol: Protocol) -> str:
     """Names the protocol: P1 to P5."""
-    if candidates.startswith("uniform"):
-        return "P1"
-    if candidates.startswith("popularity"):
-        return "P2"
-    if split == "global_timeline":
-        return "P5"
-    return "P4" if exclude_seen else "P3"
+    if protocol.sampled is not None:
+        return {"uniform": "P1", "popularity": "P2"}[protocol.sampled.kind]
+    return split.tag or ("P4" if protocol.exclude_seen else "P3")
 
 
-def targets_hash(prepared: Prepared, part: Part) -> str:
+def targets_hash(prepared: Prepared, part: Histories) -> str:
     """Hashes the targets of all rows in external ids, sorted by user: equal hashes mean the same questions."""
     names = np.array(prepared.catalog.item_ids, dtype=object)
     users = prepared.users.to_list()
     digest = hashlib.sha256()
     for row in sorted(range(len(part)), key=lambda row: users[part.user[row]]):
-        targets = names[np.asarray(prepared.items[part.end[row] : part.stop[row]]) - 1]
+        targets = names[np.asarray(prepared.items[part.history_end[row] : part.target_end[row]]) - 1]
         digest.update(f"{users[part.user[row]]}\t{' '.join(targets)}\n".encode())
     return digest.hexdigest()
 

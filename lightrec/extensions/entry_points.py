@@ -29,6 +29,8 @@ KINDS = (
     "searches",
     "evaluations",
     "datasets",
+    "splits",
+    "rows",
     "kernels",
     "commands",
 )
@@ -43,6 +45,8 @@ BASES = {
     "searches": "lightrec.interfaces.Search",
     "optimizers": "lightrec.recommender.optimizer.Optimizer",
     "evaluations": "lightrec.recommender.evaluation.Evaluation",
+    "splits": "lightrec.data.splits.Split",
+    "rows": "lightrec.data.rows.Rows",
 }
 
 

@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightrec.checkpoint import build
 from lightrec.configurable import describe
 from lightrec.data.batch import Batch
-from lightrec.data.datamodule import TrainWindows
+from lightrec.data.rows import Rows
 from lightrec.errors import InputError
 from lightrec.interfaces import SequenceEncoder, total
 from lightrec.recommender import EncoderRecommender, SequenceRecommender
@@ -52,7 +52,7 @@ from lightrec.testing.toy import toy_data, toy_log
 
 
 def check_recommender(
-    factory: Factory, causal: bool = True, train_windows: TrainWindows | None = None, epochs: int = 200
+    factory: Factory, causal: bool = True, train_windows: Rows | str | None = None, epochs: int = 200
 ) -> list[str]:
     """Runs every check that applies, see `applicable_checks`.
 
@@ -195,7 +195,7 @@ def check_gradients_at_length_one(factory: Factory) -> None:
 
 
 def check_learns_toy_rule(
-    factory: Factory, train_windows: TrainWindows | None = None, epochs: int = 200, least: float = 0.7
+    factory: Factory, train_windows: Rows | str | None = None, epochs: int = 200, least: float = 0.7
 ) -> None:
     """The rule of the toy log is found: validation NDCG@10 of at least `least`, where popularity has about 0.2.
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lightrec.data.datamodule import SequenceDataModule, TrainWindows
+from lightrec.data.datamodule import SequenceDataModule
+from lightrec.data.options import LogFile, Protocol
+from lightrec.data.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def toy_data(
     log: ToyLog | None = None,
     max_length: int = 12,
     batch_size: int = 32,
-    train_windows: TrainWindows = "last",
+    train_windows: Rows | str = "last",
     exclude_seen: bool = True,
     seed: int = 0,
     with_times: bool = False,
@@ -107,14 +109,11 @@ def toy_data(
     path = (log or toy_log()).write_csv(folder / "toy.csv")
     return SequenceDataModule(
         path=str(path),
-        user_column="user",
-        item_column="item",
-        time_column="time",
-        title_column="title",
+        log=LogFile(user_column="user", item_column="item", time_column="time", title_column="title"),
         max_length=max_length,
         batch_size=batch_size,
         train_windows=train_windows,
-        exclude_seen=exclude_seen,
+        protocol=Protocol(exclude_seen=exclude_seen),
         seed=seed,
         with_times=with_times,
         cache_dir=str(folder / "cache"),

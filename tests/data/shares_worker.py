@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from lightrec.data.datamodule import SequenceDataModule
+from lightrec.data.options import Cleaning, Protocol
 
 BATCH = 12  # rows of a global batch: both 2 and 3 processes share it evenly
 
@@ -64,12 +65,13 @@ def run(folder: Path, world: int, users: int) -> None:
     )
 
     def data(**options):
-        return SequenceDataModule(
-            path=str(path), batch_size=BATCH // world, cache_dir=str(folder / "cache"), min_item_events=1, **options
-        )
+        cleaning, sizes = Cleaning(min_item_events=1), {"batch_size": BATCH // world, **options}
+        return SequenceDataModule(path=str(path), cleaning=cleaning, cache_dir=str(folder / "cache"), **sizes)
 
     trainer.fit(model, datamodule=data())
-    trainer.test(model, datamodule=data(candidates="uniform-100", eval_batch_size=4 + world), verbose=False)
+    trainer.test(
+        model, datamodule=data(protocol=Protocol(candidates="uniform-100"), eval_batch_size=4 + world), verbose=False
+    )
     trainer.predict(model, datamodule=data(), return_predictions=False)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lightrec.data.datamodule import SequenceDataModule
+from lightrec.data.options import LogFile
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def data(tmp_path):
     (tmp_path / "items.csv").write_text("\n".join(["id,title,genres,price", *items]) + "\n")
     return SequenceDataModule(
         path=str(tmp_path / "log.csv"),
-        item_path=str(tmp_path / "items.csv"),
+        log=LogFile(item_path=str(tmp_path / "items.csv")),
         max_length=4,
         train_windows="all",
         seed=7,

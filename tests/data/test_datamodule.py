@@ -19,6 +19,11 @@ def path(tmp_path):
     return str(path)
 
 
+def data_module(path, **options):
+    """A data module with options by their short names."""
+    return SequenceDataModule.from_description({"init_args": {"path": path, **options}})
+
+
 def test_a_log_becomes_batches(path):
     data = SequenceDataModule(path=path, max_length=4, batch_size=3)
     assert (data.num_users, data.num_items, data.max_length) == (9, 12, 4)
@@ -30,10 +35,10 @@ def test_a_log_becomes_batches(path):
 
 
 def test_the_description_builds_an_equal_one(path):
-    data = SequenceDataModule(path=path, max_length=4, exclude_seen=False, candidates="uniform-100", seed=5)
+    data = data_module(path, max_length=4, exclude_seen=False, candidates="uniform-100", seed=5)
     described = data.describe()
     assert json.loads(json.dumps(described)) == described
-    again = SequenceDataModule(**described["init_args"])
+    again = SequenceDataModule.from_description(described)
     assert again.describe() == described and again.protocol() == data.protocol()
 
 
@@ -41,7 +46,7 @@ def test_the_description_of_a_relative_path_holds_in_any_folder(path, tmp_path, 
     monkeypatch.chdir(tmp_path)
     described = SequenceDataModule(path="log.csv").describe()
     monkeypatch.chdir("/")
-    assert SequenceDataModule(**described["init_args"]).num_users == SequenceDataModule(path=path).num_users
+    assert SequenceDataModule.from_description(described).num_users == SequenceDataModule(path=path).num_users
 
 
 def test_times_are_given_on_request_only(path):
@@ -62,15 +67,21 @@ def test_prediction_serves_every_user_with_the_whole_history(path):
         ({"max_length": 0}, r"--data.max_length \(0\) must be at least 1"),
         ({"max_length": 10, "batch_tokens": 5}, r"batch_tokens \(5\) must hold one row of max_length \+ 1 \(11\)"),
         ({"split": "random"}, "choose leave_one_out, global_timeline"),
-        ({"timeline_targets": "some"}, "--data.timeline_targets 'some' is unknown; choose first, all"),
+        (
+            {"split": "global_timeline", "timeline_targets": "some"},
+            "--data.timeline_targets 'some' is unknown; choose first, all",
+        ),
         ({"seed": -1}, r"--data.seed \(-1\) must be at least 0"),
-        ({"prefixes_per_user": 4}, r"prefixes_per_user \(4\) draws from prefixes: set --data.train_windows prefixes"),
+        (
+            {"prefixes_per_user": 4},
+            r"prefixes_per_user \(4\) is an option of prefixes: set --data.train_windows prefixes",
+        ),
         ({"prefixes_per_user": 0, "train_windows": "prefixes"}, r"prefixes_per_user \(0\) must be at least 1"),
     ],
 )
 def test_impossible_options_are_said(path, options, expected):
     with pytest.raises(InputError, match=expected):
-        SequenceDataModule(path=path, **options)
+        data_module(path, **options)
 
 
 def test_a_log_too_small_to_ask_is_said(tmp_path):
@@ -84,10 +95,10 @@ def test_a_log_too_small_to_ask_is_said(tmp_path):
 
 
 def test_a_window_that_asks_nobody_is_said(path):
-    data = SequenceDataModule(path=path, split="global_timeline", val_from=0.5, test_from=1_700_000_000_000)
+    data = data_module(path, split="global_timeline", val_from=0.5, test_from=1_700_000_000_000)
     with pytest.raises(InputError, match=r"test_from is \d+ s|test_from is 5\d{4}-.*the log runs from 2001-09-09"):
         data.test_dataloader()
-    data = SequenceDataModule(path=path, split="global_timeline", val_from=2.0, test_from=0.9)
+    data = data_module(path, split="global_timeline", val_from=2.0, test_from=0.9)
     with pytest.raises(InputError, match="validation part: 9 of 9 users have events in it .*1970-01-01 00:00:02"):
         data.val_dataloader()
 

@@ -8,6 +8,7 @@ from lightrec import InputError, SequenceDataModule
 from lightrec.data import features
 from lightrec.data.features import Collaborative, LanguageModel, OwnVectors, Reads, TfIdf, parse
 from lightrec.data.nearest import nearest
+from lightrec.data.options import LogFile
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytestmark = pytest.mark.filterwarnings("error:invalid value:RuntimeWarning")
@@ -22,7 +23,7 @@ def corpus(tmp_path, monkeypatch):
     pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").write_csv(tmp_path / "log.csv")
     catalog = pl.DataFrame({"item": [f"i{i}" for i in range(4)], "title": TEXTS, "brand": ["a", "b", "", ""]})
     catalog.write_csv(tmp_path / "items.csv")
-    return SequenceDataModule(path=str(tmp_path / "log.csv"), item_path=str(tmp_path / "items.csv")).corpus
+    return SequenceDataModule(path=str(tmp_path / "log.csv"), log=LogFile(item_path=str(tmp_path / "items.csv"))).corpus
 
 
 @pytest.mark.parametrize(

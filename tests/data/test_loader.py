@@ -5,20 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightrec.data.loader import (
+from lightrec.data.batches import (
+    Batching,
     BatchLoader,
-    Log,
-    bucketed_plan,
-    drawn_plan,
-    evaluation_batches,
+    BucketedPlan,
+    DrawnPlan,
+    EvaluationBatches,
+    Events,
+    PrefixDraw,
+    SampledCandidates,
+    TrainingBatches,
     exact_plan,
-    sample_prefixes,
-    sampled_candidates,
     session_plan,
-    training_batches,
-    training_windows,
 )
-from lightrec.data.splits import Part, leave_one_out
+from lightrec.data.rows import Prefixes, find_rows
+from lightrec.data.splits import Histories, leave_one_out
 from lightrec.errors import InputError
 
 OFFSETS = np.array([0, 9, 12, 13, 20])
@@ -27,7 +28,7 @@ SPLIT = leave_one_out(OFFSETS)
 
 
 def windows(mode, max_length):
-    rows = training_windows(SPLIT.train, max_length, mode)
+    rows = find_rows(mode).windows(SPLIT.train, max_length)
     return sorted((int(u), ITEMS[b:e].tolist()) for u, b, e in zip(rows.user, rows.begin, rows.end, strict=True))
 
 
@@ -83,33 +84,33 @@ def test_sessions_begin_in_order_of_time():
 
 
 def test_a_training_batch_is_padded_on_the_right():
-    rows = training_windows(SPLIT.train, 9, "last")
-    batch = training_batches(Log(ITEMS, ITEMS.astype(np.int64) * 10), rows)(np.array([0, 1]))
+    rows = find_rows("last").windows(SPLIT.train, 9)
+    batch = TrainingBatches(Events(ITEMS, ITEMS.astype(np.int64) * 10), rows)(np.array([0, 1]))
     assert batch.item_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7], [14, 15, 16, 17, 18, 0, 0]]
     assert batch.lengths.tolist() == [7, 5] and batch.timestamps[1].tolist() == [140, 150, 160, 170, 180, 0, 0]
 
 
 def test_an_evaluation_batch_shows_the_window_and_knows_the_whole_history():
-    batch = evaluation_batches(Log(ITEMS), SPLIT.test, 3, exclude_seen=True)(np.array([0]))
+    batch = EvaluationBatches(Events(ITEMS), SPLIT.test, 3, exclude_seen=True)(np.array([0]))
     assert batch.item_ids.tolist() == [[6, 7, 8]] and batch.seen_ids.tolist() == [list(range(1, 9))]
     assert batch.target_ids.tolist() == [[9]] and batch.history_lengths.tolist() == [8]
-    assert evaluation_batches(Log(ITEMS), SPLIT.test, 3, exclude_seen=False)(np.array([0])).seen_ids is None
+    assert EvaluationBatches(Events(ITEMS), SPLIT.test, 3, exclude_seen=False)(np.array([0])).seen_ids is None
 
 
 LENGTHS = np.random.default_rng(0).integers(2, 60, 1000)
 
 
 def test_every_row_is_trained_on_once_an_epoch():
-    plan = bucketed_plan(LENGTHS, 32, None, seed=1)
+    plan = BucketedPlan(LENGTHS, Batching(32, None, 1))
     for epoch in (0, 1):
         assert sorted(np.concatenate(plan(epoch)).tolist()) == list(range(1000))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    same = [np.concatenate(bucketed_plan(LENGTHS, 32, None, seed=1)(3)) for _ in range(2)]
+    same = [np.concatenate(BucketedPlan(LENGTHS, Batching(32, None, 1))(3)) for _ in range(2)]
     assert np.array_equal(*same)
-    assert not np.array_equal(same[0], np.concatenate(bucketed_plan(LENGTHS, 32, None, seed=2)(3)))
-    assert not np.array_equal(same[0], np.concatenate(bucketed_plan(LENGTHS, 32, None, seed=1)(4)))
+    assert not np.array_equal(same[0], np.concatenate(BucketedPlan(LENGTHS, Batching(32, None, 2))(3)))
+    assert not np.array_equal(same[0], np.concatenate(BucketedPlan(LENGTHS, Batching(32, None, 1))(4)))
 
 
 def test_buckets_leave_little_padding():
@@ -117,7 +118,7 @@ def test_buckets_leave_little_padding():
         return sum(len(b) * LENGTHS[b].max() for b in batches) / LENGTHS.sum() - 1
 
     random = np.array_split(np.random.default_rng(0).permutation(1000), 32)
-    assert padded(bucketed_plan(LENGTHS, 32, None, seed=1)(0)) < 0.25 * padded(random)
+    assert padded(BucketedPlan(LENGTHS, Batching(32, None, 1))(0)) < 0.25 * padded(random)
 
 
 @settings(max_examples=50, deadline=None)
@@ -129,7 +130,7 @@ def test_buckets_leave_little_padding():
 )
 def test_batches_keep_their_limits_and_processes_their_step(lengths, size, tokens, world):
     lengths = np.array(lengths)
-    plans = [bucketed_plan(lengths, size, tokens, 0, rank, world) for rank in range(world)]
+    plans = [BucketedPlan(lengths, Batching(size, tokens, 0, rank, world)) for rank in range(world)]
     ranks = [plan(5) for plan in plans]
     assert {len(batches) for batches in ranks} == {len(plans[0](6))}  # in every process and every epoch
     for step in zip(*ranks, strict=True):
@@ -146,8 +147,8 @@ def test_batches_keep_their_limits_and_processes_their_step(lengths, size, token
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("tokens", [None, 400])
 def test_processes_share_the_batches_of_one(world, tokens):
-    alone = bucketed_plan(LENGTHS, 12 * world, None if tokens is None else tokens * world, seed=1)(0)
-    shares = [bucketed_plan(LENGTHS, 12, tokens, 1, rank, world)(0) for rank in range(world)]
+    alone = BucketedPlan(LENGTHS, Batching(12 * world, None if tokens is None else tokens * world, 1))(0)
+    shares = [BucketedPlan(LENGTHS, Batching(12, tokens, 1, rank, world))(0) for rank in range(world)]
     if tokens is None:  # a budget is kept by each process, which cuts a little earlier than one process would
         for whole, *parts in zip(alone, *shares, strict=True):
             assert len(whole) >= world  # else one row would be lent twice
@@ -158,14 +159,15 @@ def test_processes_share_the_batches_of_one(world, tokens):
 def prefixes_of(lengths, max_length=20):
     """The prefix rows of histories of these lengths, none of whose events is held out."""
     ends = np.cumsum(lengths)
-    return training_windows(Part(np.arange(len(lengths)), ends - lengths, ends, ends), max_length, "prefixes")
+    return Prefixes().windows(Histories(np.arange(len(lengths)), ends - lengths, ends, ends), max_length)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 12), st.integers(0, 3))
 def test_prefixes_are_drawn_one_from_each_part_of_a_history(lengths, count, epoch):
     windows = prefixes_of(lengths)
-    longest, draw = sample_prefixes(windows, count, seed=3)
+    draw = PrefixDraw(windows, count, seed=3)
+    longest = draw.longest
     rows = draw(epoch)
     assert len(set(rows.tolist())) == len(rows) == len(longest)
     drawn = np.bincount(windows.user[rows], minlength=len(lengths))
@@ -178,7 +180,7 @@ def test_prefixes_are_drawn_one_from_each_part_of_a_history(lengths, count, epoc
 
 def test_every_prefix_is_drawn_equally_often_in_the_long_run():
     windows = prefixes_of([13, 2, 7])
-    _, draw = sample_prefixes(windows, 3, seed=0)
+    draw = PrefixDraw(windows, 3, seed=0)
     counts = np.bincount(np.concatenate([draw(epoch) for epoch in range(3000)]), minlength=len(windows))
     expected = np.array([3000 * min(1.0, 3 / n) for n in (12, 1, 6)])[windows.user]
     assert np.abs(counts - expected).max() < 0.15 * 3000
@@ -186,17 +188,18 @@ def test_every_prefix_is_drawn_equally_often_in_the_long_run():
 
 def test_drawn_prefixes_are_a_function_of_seed_and_epoch():
     windows = prefixes_of(LENGTHS[:100])
-    first = sample_prefixes(windows, 4, seed=1)[1](5)
-    assert np.array_equal(first, sample_prefixes(windows, 4, seed=1)[1](5))
+    first = PrefixDraw(windows, 4, seed=1)(5)
+    assert np.array_equal(first, PrefixDraw(windows, 4, seed=1)(5))
     for seed, epoch in ((1, 6), (2, 5)):
-        assert not np.array_equal(first, sample_prefixes(windows, 4, seed=seed)[1](epoch))
+        assert not np.array_equal(first, PrefixDraw(windows, 4, seed=seed)(epoch))
 
 
 @pytest.mark.parametrize(("tokens", "world"), [(None, 1), (300, 1), (300, 2)])
 def test_drawn_prefixes_keep_the_limits_and_the_number_of_batches(tokens, world):
     windows = prefixes_of(LENGTHS[:200], max_length=50)
-    longest, draw = sample_prefixes(windows, 4, seed=1)
-    plans = [drawn_plan(bucketed_plan(longest, 16, tokens, 1, rank, world), draw) for rank in range(world)]
+    draw = PrefixDraw(windows, 4, seed=1)
+    longest = draw.longest
+    plans = [DrawnPlan(BucketedPlan(longest, Batching(16, tokens, 1, rank, world)), draw) for rank in range(world)]
     counts = set()
     for epoch in range(5):
         shares = [plan(epoch) for plan in plans]
@@ -213,9 +216,9 @@ def test_a_pass_over_drawn_prefixes_goes_on_exactly():
     items = np.arange(1, 61, dtype=np.int32)
 
     def loader():
-        longest, draw = sample_prefixes(windows, 5, seed=2)
-        plan = drawn_plan(bucketed_plan(longest, 2, None, 2), draw)
-        return BatchLoader(training_batches(Log(items), windows), plan, epoch=3)
+        draw = PrefixDraw(windows, 5, seed=2)
+        plan = DrawnPlan(BucketedPlan(draw.longest, Batching(2, None, 2)), draw)
+        return BatchLoader(TrainingBatches(Events(items), windows), plan, epoch=3)
 
     whole = [batch.item_ids.tolist() for batch in loader()]
     broken = loader()
@@ -227,14 +230,14 @@ def test_a_pass_over_drawn_prefixes_goes_on_exactly():
 
 
 def test_a_batch_smaller_than_the_processes_leaves_none_without_a_row():
-    shares = [bucketed_plan(np.array([5, 7]), 4, None, 0, rank, 3)(0) for rank in range(3)]
+    shares = [BucketedPlan(np.array([5, 7]), Batching(4, None, 0, rank, 3))(0) for rank in range(3)]
     assert [len(rows) for share in shares for rows in share] == [1, 1, 1]
     assert set(np.concatenate([rows for share in shares for rows in share])) == {0, 1}
 
 
 def test_a_token_budget_leaves_the_number_of_batches_alone_over_epochs():
     lengths = np.minimum(np.random.default_rng(0).geometric(0.02, 5000) + 2, 200)
-    plan = bucketed_plan(lengths, 32, 2000, seed=0)
+    plan = BucketedPlan(lengths, Batching(32, 2000, 0))
     epochs = [plan(epoch) for epoch in range(5)]
     assert len({len(batches) for batches in epochs}) == 1
     for batches in epochs:
@@ -253,7 +256,7 @@ def test_evaluation_rows_are_on_exactly_one_process(world, count):
 
 
 def test_a_process_without_rows_yields_an_empty_batch():
-    loader = BatchLoader(evaluation_batches(Log(ITEMS), SPLIT.test, 3, True), exact_plan(np.array([3, 3]), 4, 2, 3))
+    loader = BatchLoader(EvaluationBatches(Events(ITEMS), SPLIT.test, 3, True), exact_plan(np.array([3, 3]), 4, 2, 3))
     (batch,) = loader
     assert len(batch) == 0 and len(loader) == 1
     assert batch.item_ids.shape == (0, 1)  # a recurrent network takes no sequence of length 0
@@ -264,7 +267,7 @@ def make(rows):
 
 
 def test_a_loader_goes_on_in_the_middle_of_an_epoch():
-    plan = bucketed_plan(LENGTHS, 32, None, seed=1)
+    plan = BucketedPlan(LENGTHS, Batching(32, None, 1))
     whole = list(BatchLoader(make, plan, epoch=2))
     first = BatchLoader(make, plan, epoch=2)
     iterator = iter(first)
@@ -276,7 +279,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch():
 
 
 def test_a_pass_that_ended_or_was_left_leaves_no_trace():
-    loader = BatchLoader(make, bucketed_plan(LENGTHS, 32, None, seed=1))
+    loader = BatchLoader(make, BucketedPlan(LENGTHS, Batching(32, None, 1)))
     whole = list(loader)
     assert loader.state_dict() == {"epoch": 0, "next": 0, "batches": 32}
     assert [batch for batch, _ in zip(loader, range(3), strict=False)] == whole[:3]
@@ -285,7 +288,7 @@ def test_a_pass_that_ended_or_was_left_leaves_no_trace():
 
 
 def test_a_place_counts_in_its_own_epoch_only():
-    plan, epoch = bucketed_plan(LENGTHS, 32, None, seed=1), 4
+    plan, epoch = BucketedPlan(LENGTHS, Batching(32, None, 1)), 4
     loader = BatchLoader(make, plan, lambda: epoch)
     loader.load_state_dict({"epoch": 3, "next": 5, "batches": 32})
     assert list(loader) == [rows.tolist() for rows in plan(4)]
@@ -293,7 +296,7 @@ def test_a_place_counts_in_its_own_epoch_only():
 
 def test_a_batch_that_was_not_learned_from_is_not_counted():
     learned = 0
-    loader = BatchLoader(make, bucketed_plan(LENGTHS, 32, None, seed=1), done=lambda: learned)
+    loader = BatchLoader(make, BucketedPlan(LENGTHS, Batching(32, None, 1)), done=lambda: learned)
     iterator = iter(loader)
     next(iterator)
     assert loader.state_dict()["next"] == 0
@@ -302,7 +305,7 @@ def test_a_batch_that_was_not_learned_from_is_not_counted():
 
 
 def test_a_place_in_other_data_is_refused():
-    loader = BatchLoader(make, bucketed_plan(LENGTHS, 16, None, seed=1))
+    loader = BatchLoader(make, BucketedPlan(LENGTHS, Batching(16, None, 1)))
     with pytest.raises(InputError, match="stands at batch 5 of 32 in its epoch, but an epoch now has 63 batches"):
         loader.load_state_dict({"epoch": 0, "next": 5, "batches": 32})
     loader.load_state_dict({"epoch": 0, "next": 32, "batches": 32})  # between epochs nothing is lost
@@ -310,7 +313,7 @@ def test_a_place_in_other_data_is_refused():
 
 def test_the_epoch_may_be_asked_from_whoever_knows_it():
     epoch = 0
-    loader = BatchLoader(make, bucketed_plan(LENGTHS, 32, None, seed=1), lambda: epoch)
+    loader = BatchLoader(make, BucketedPlan(LENGTHS, Batching(32, None, 1)), lambda: epoch)
     first = list(loader)
     epoch = 1
     assert list(loader) != first
@@ -321,14 +324,14 @@ def test_candidates_hold_the_target_and_no_item_of_the_history(weights):
     items = np.random.default_rng(0).integers(1, 40, 60).astype(np.int32)
     part = leave_one_out(np.array([0, 20, 40, 60])).test
     w = np.ones(51) if weights == "uniform" else np.bincount(items, minlength=51)
-    draw = sampled_candidates(Log(items), part, w, 10, seed=3)
+    draw = SampledCandidates(items, part, w, 10, seed=3)
     together, alone = draw(np.array([0, 1, 2])), draw(np.array([1]))
     assert together[1].tolist() == alone[0].tolist()  # a row's draw does not depend on its batch
     for row in range(3):
-        history = set(items[part.begin[row] : part.end[row]].tolist())
+        history = set(items[part.history_begin[row] : part.history_end[row]].tolist())
         target, *negatives = together[row].tolist()
         negatives = [n for n in negatives if n]
-        assert target == items[part.end[row]]
+        assert target == items[part.history_end[row]]
         assert not set(negatives) & (history | {target}) and len(set(negatives)) == len(negatives)
 
 
@@ -336,13 +339,13 @@ def test_popularity_draws_follow_the_counts():
     part = leave_one_out(np.arange(0, 9001, 3)).test
     items = np.ones(9000, dtype=np.int32)
     weights = np.array([0, 5, 1, 2, 3, 4.0])
-    drawn = sampled_candidates(Log(items), part, weights, 1, seed=0)(np.arange(3000))[:, 1]
+    drawn = SampledCandidates(items, part, weights, 1, seed=0)(np.arange(3000))[:, 1]
     share = np.bincount(drawn.numpy(), minlength=6)[2:] / 3000
     assert np.abs(share - np.array([0.1, 0.2, 0.3, 0.4])).max() < 0.03
 
 
 def test_rows_of_a_small_log_meet_others_in_every_epoch():
-    plan = bucketed_plan(LENGTHS, 64, None, seed=1)
+    plan = BucketedPlan(LENGTHS, Batching(64, None, 1))
 
     def pairs(epoch):
         return {(a, b) for rows in plan(epoch) for a in rows.tolist() for b in rows.tolist() if a < b}

@@ -12,9 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightrec.data.preparation import _Encoded, prepare
+from lightrec.data import preparation, shorthand
+from lightrec.data.encoding import Encoded
+from lightrec.data.options import Cleaning, LogFile
 from lightrec.data.prepared import Prepared
 from lightrec.errors import InputError
+
+
+def prepare(path=None, source="", mirror=None, cache_dir=None, **options):
+    """Prepares a log with options by their short names."""
+    groups = shorthand.nested(options)
+    log, cleaning = LogFile(**groups.pop("log", {})), Cleaning(**groups.pop("cleaning", {}))
+    assert not groups
+    return preparation.prepare(source, path, log, cleaning, mirror, cache_dir)
 
 
 def histories(prepared):
@@ -151,12 +161,12 @@ def test_the_iterated_core_is_the_largest_that_satisfies_both_counts(pairs, k):
         if not bad:
             break
         rows -= bad
-    encoded = _Encoded({"user": user, "item": item, "rating": np.arange(len(pairs))}, names, names, None)
+    encoded = Encoded({"user": user, "item": item, "rating": np.arange(len(pairs))}, names, names, None)
     if not rows:
         with pytest.raises(InputError, match="no user is left"):
-            encoded.filter("keep", None, k, k, "iterated")
+            encoded.filter(Cleaning(min_user_events=k, min_item_events=k))
     else:
-        encoded.filter("keep", None, k, k, "iterated")
+        encoded.filter(Cleaning(min_user_events=k, min_item_events=k))
         assert set(encoded.columns["rating"]) == rows
 
 

@@ -16,6 +16,11 @@ def path(tmp_path):
     return path
 
 
+def data_module(path, **options):
+    """A data module with options by their short names."""
+    return SequenceDataModule.from_description({"init_args": {"path": str(path), **options}})
+
+
 @pytest.mark.parametrize(
     "options,tag",
     [
@@ -27,13 +32,13 @@ def path(tmp_path):
     ],
 )
 def test_the_record_names_the_protocol(path, options, tag):
-    record = SequenceDataModule(path=str(path), **options).protocol()
+    record = data_module(path, **options).protocol()
     assert record["tag"] == tag and json.loads(json.dumps(record)) == record
     assert {"data_sha256", "targets_sha256", "counts", "versions", "ties", "exclude_seen", "seed"} <= set(record)
 
 
 def test_rounded_times_stand_in_the_record_and_in_its_line(path):
-    exact, rounded = (SequenceDataModule(path=str(path), time_precision=p).protocol() for p in ("exact", "float32"))
+    exact, rounded = (data_module(path, time_precision=p).protocol() for p in ("exact", "float32"))
     assert rounded["rounded_times"] == "float32" and "rounded_times" not in exact
     assert "times rounded to float32, as in RecBole" in protocol_line(rounded)
     assert "rounded" not in protocol_line(exact)
@@ -59,7 +64,7 @@ def test_what_a_model_cannot_have_learned_is_counted(tmp_path):
 
 def test_the_record_of_a_timeline_says_where_it_was_cut_and_who_was_left_out(path):
     options = {"split": "global_timeline", "val_from": "2001-09-09T01:48:20", "test_from": "2001-09-09T01:51:40"}
-    record = SequenceDataModule(path=str(path), **options).protocol()
+    record = data_module(path, **options).protocol()
     assert (record["val_from"], record["test_from"]) == (1_000_000_100, 1_000_000_300)
     assert record["users_without_history"] == {"val": 0, "test": 0} and record["timeline_targets"] == "first"
 

@@ -10,7 +10,10 @@ OFFSETS = np.array([0, 4, 6, 7, 10])  # users with 4, 2, 1 and 3 events
 
 
 def rows(part):
-    return [tuple(map(int, row)) for row in zip(part.user, part.begin, part.end, part.stop, strict=True)]
+    return [
+        tuple(map(int, row))
+        for row in zip(part.user, part.history_begin, part.history_end, part.target_end, strict=True)
+    ]
 
 
 def test_leave_one_out_asks_for_the_last_event_and_validates_on_the_one_before():
@@ -27,9 +30,9 @@ def test_users_with_few_events_are_trained_on_whole():
 
 def test_no_target_is_ever_in_training():
     split = leave_one_out(OFFSETS)
-    learned = {i for b, e in zip(split.train.begin, split.train.end, strict=True) for i in range(b, e)}
+    learned = {i for b, e in zip(split.train.history_begin, split.train.history_end, strict=True) for i in range(b, e)}
     for part in (split.val, split.test):
-        assert not learned & {i for e, s in zip(part.end, part.stop, strict=True) for i in range(e, s)}
+        assert not learned & {i for e, s in zip(part.history_end, part.target_end, strict=True) for i in range(e, s)}
 
 
 TIMES = np.array([10, 20, 30, 40, 25, 45, 50, 5, 15, 60])
@@ -74,10 +77,10 @@ def test_a_share_is_that_of_the_events_before():
         (None, (2, 3), "needs times .* leave_one_out, which needs only the order"),
         (TIMES, (40, 20), r"--data.val_from \(40\) must come before --data.test_from \(20\)"),
         (TIMES, (0.5, 0.5), "must come before"),
-        (TIMES, ("soon", 20), "--data.val_from 'soon' is no moment"),
-        (TIMES, (10, "nan"), "--data.test_from 'nan' is no moment"),
-        (TIMES, (0.5, 1.0), "--data.test_from 1.0 is no moment"),
-        (TIMES, (-0.1, 20), "is no moment"),
+        (TIMES, ("soon", 20), "--data.val_from 'soon' is not a moment"),
+        (TIMES, (10, "nan"), "--data.test_from 'nan' is not a moment"),
+        (TIMES, (0.5, 1.0), "--data.test_from 1.0 is not a moment"),
+        (TIMES, (-0.1, 20), "is not a moment"),
     ],
 )
 def test_what_cannot_be_cut_is_said(times, cuts, expected):
@@ -88,4 +91,4 @@ def test_what_cannot_be_cut_is_said(times, cuts, expected):
 def test_counts_are_those_of_training_events_only():
     items = np.array([1, 2, 3, 3, 1, 1, 2, 3, 3, 3])
     train = leave_one_out(OFFSETS).train
-    assert count_events(items, train.begin, train.end, 4).tolist() == [0, 3, 2, 1, 0]
+    assert count_events(items, train.history_begin, train.history_end, 4).tolist() == [0, 3, 2, 1, 0]

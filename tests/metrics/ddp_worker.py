@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightrec.data.batch import Batch
 from lightrec.data.datamodule import SequenceDataModule
+from lightrec.data.options import LogFile
 from lightrec.interfaces import Losses
 from lightrec.models.sasrec import SASRec
 from lightrec.recommender import AdamW, SequenceRecommender
@@ -85,7 +86,10 @@ def fixed_run(world: int, folder: Path, users: int) -> None:
     path = folder / f"{users}.csv"
     path.write_text("\n".join(lines) + "\n")
     data = SequenceDataModule(
-        path=str(path), user_column="user", item_column="item", eval_batch_size=2, cache_dir=str(folder / "cache")
+        path=str(path),
+        log=LogFile(user_column="user", item_column="item"),
+        eval_batch_size=2,
+        cache_dir=str(folder / "cache"),
     )
     worst = [i for i, name in enumerate(data.catalog.item_ids, start=1) if "miss" in name]
     model = Fixed(data.num_items, data.catalog.encode(["hit"])[0], worst)

@@ -6,6 +6,7 @@ import torch
 
 from lightrec.data.batch import Batch
 from lightrec.data.datamodule import SequenceDataModule
+from lightrec.data.options import Cleaning
 from lightrec.errors import InputError
 from lightrec.interfaces import History
 from lightrec.models.gru4rec import GRU4Rec, GRU4RecEncoder, GRU4RecSession
@@ -77,7 +78,9 @@ def toy_log(tmp_path):
 
 def fitted(tmp_path, epochs, start=None, **options):
     L.seed_everything(0, verbose=False)
-    data = SequenceDataModule(path=toy_log(tmp_path), train_windows="sessions", batch_size=8, min_user_events=1)
+    data = SequenceDataModule(
+        path=toy_log(tmp_path), train_windows="sessions", batch_size=8, cleaning=Cleaning(min_user_events=1)
+    )
     model = GRU4RecSession(11, hidden_size=16, num_negatives=6, embedding_dropout=0.0, optimizer=Adagrad(momentum=0.1))
     quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
     trainer = L.Trainer(max_epochs=epochs, enable_checkpointing=False, default_root_dir=tmp_path, **(quiet | options))

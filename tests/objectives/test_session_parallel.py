@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from lightrec.data.batch import Batch
-from lightrec.data.loader import Log, session_plan, training_batches, training_windows
-from lightrec.data.splits import Part
+from lightrec.data.batches import Batching, Events, TrainingBatches
+from lightrec.data.rows import Sessions
+from lightrec.data.splits import Histories
 from lightrec.interfaces import History, total
 from lightrec.models.gru4rec import GRU4RecSession
 from lightrec.objectives.session_parallel import SessionParallel
@@ -25,10 +26,9 @@ def sessions():
     """Items [26], and the windows and batches of six sessions, three side by side."""
     stop = np.cumsum(LENGTHS)
     items = np.random.default_rng(0).integers(1, NUM_ITEMS + 1, stop[-1]).astype(np.int32)
-    windows = training_windows(Part(np.arange(6), stop - LENGTHS, stop, stop), 50, "sessions")
-    begins = np.diff(windows.user, prepend=-1) != 0
-    make = training_batches(Log(items), windows, begins)
-    return items, stop, [make(rows) for rows in session_plan(windows.user, None, 3)(0)]
+    windows = Sessions().windows(Histories(np.arange(6), stop - LENGTHS, stop, stop), 50)
+    make, plan = TrainingBatches(Events(items), windows), Sessions().plan(windows, None, Batching(3))
+    return items, stop, [make(rows) for rows in plan(0)]
 
 
 def model(**options):

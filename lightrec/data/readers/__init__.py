@@ -7,13 +7,14 @@ the columns in use are ever held. Where polars gives up on a text file, a slow s
 from lightrec.data.readers.columns import Columns, usual_column
 from lightrec.data.readers.faults import OnError
 from lightrec.data.readers.formats import Format, guess_format
-from lightrec.data.readers.log import Log, read_log, read_table
+from lightrec.data.readers.log import EVENT, LogTable, read_log, read_table
 from lightrec.data.readers.times import in_float32
 
 __all__ = [
+    "EVENT",
     "Columns",
     "Format",
-    "Log",
+    "LogTable",
     "OnError",
     "guess_format",
     "in_float32",

@@ -99,8 +99,15 @@ def usual_column(names: list[str], role: str) -> str | None:
     return next((name for word in USUAL_NAMES[role].split() for name in names if name.lower().strip() == word), None)
 
 
-def find_column(path: Path, names: list[str], role: str, given: str | int) -> str:
+def find_column(path: Path, names: list[str], role: str, given: str | int, flag: str | None = None) -> str:
     """Returns the column of a file that a name or a position means.
+
+    Args:
+        path: the file.
+        names: its columns.
+        role: what the column is for.
+        given: its name or position.
+        flag: the flag that names it; None is that of the role.
 
     Raises:
         InputError: there is none; lists the columns, the nearest first.
@@ -114,4 +121,5 @@ def find_column(path: Path, names: list[str], role: str, given: str | int) -> st
         near = [name for name in names if name.lower() == str(given).lower()]
     hint = f"did you mean {near[0]!r}? " if near else ""
     ordered = near + [name for name in names if name not in near]
-    raise InputError(f"{path}: no column {given!r} for --data.{role}_column; {hint}columns: {', '.join(ordered)}.")
+    flag = flag or f"{role}_column"
+    raise InputError(f"{path}: no column {given!r} for --data.{flag}; {hint}columns: {', '.join(ordered)}.")

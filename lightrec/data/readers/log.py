@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from lightrec.data.readers.formats import FAILURES, TEXT, Format, Scan, check_fi
 from lightrec.data.readers.times import parse_times
 from lightrec.errors import InputError
 
+EVENT = "event:"
+"""Begins the names of event columns, which a file may call anything."""
 _EXPECTED = {
     "user": "a user",
     "item": "an item",
@@ -22,12 +25,13 @@ _EXPECTED = {
 
 
 @dataclass
-class Log:
+class LogTable:
     """A log as it was read."""
 
     frame: pl.LazyFrame
     """user str, item str, row uint32 from 0, in file order; where there are such columns: time int64 seconds, fraction
-    int32 microseconds (only if some time is between two seconds), rating float64, title str, void bool."""
+    int32 microseconds (only if some time is between two seconds), rating float64, title str, void bool, and for each
+    event column `event:name`, float32 or str."""
     columns: dict[str, str]
     """What each was read from."""
     format: Format
@@ -47,7 +51,8 @@ def read_log(
     header: bool | None = None,
     missing_user: bool = False,
     void: tuple[str, str] | None = None,
-) -> Log:
+    event_columns: Sequence[str] = (),
+) -> LogTable:
     """Reads a log.
 
     Args:
@@ -59,6 +64,7 @@ def read_log(
         header: whether a csv or tsv begins with column names; None decides by the first line.
         missing_user: keep rows that have no user, with null.
         void: (column, prefix): rows whose text in that column begins so get `void` true.
+        event_columns: further columns to read: of the file, or `rating` and the like for what was read as such.
 
     Raises:
         InputError: missing, empty or unreadable file, missing column, a row that cannot be read, mixed time units.
@@ -70,16 +76,21 @@ def read_log(
             raise InputError(f"--data.{name} {value!r} is unknown; choose {', '.join(known.__args__)}.")
     kind = format or guess_format(path)
     if kind == "sequence":
+        if event_columns:
+            raise InputError(f"{path}: lines of users and items have no column {event_columns[0]!r}; leave it out.")
         return _read_sequence(path, on_error)
     scan = Scan(path, kind, columns, header)
     chosen, guessed = choose_columns(path, scan.names, columns, scan.has_header)
     wanted = dict(chosen)
     if void is not None:
         wanted["void"] = find_column(path, scan.names, "void", void[0])
+    for name in event_columns:
+        known_as = chosen.get(name) if name not in scan.names else None
+        wanted[EVENT + name] = known_as or find_column(path, scan.names, name, name, "event_columns")
     table, skipped = collect(scan, wanted, on_error)
     if void is not None:
         table = table.with_columns(void=pl.col("void").str.starts_with(void[1]).fill_null(False))
-    log = Log(table.lazy(), {k: str(v) for k, v in chosen.items()}, kind, skipped, guessed)
+    log = LogTable(table.lazy(), {k: str(v) for k, v in chosen.items()}, kind, skipped, guessed)
     return _parse(path, table, log, scan, on_error, missing_user)
 
 
@@ -103,7 +114,9 @@ def read_table(path: str | Path) -> pl.DataFrame:
     return table.select(pl.col(text).cast(pl.String))
 
 
-def _parse(path: Path, table: pl.DataFrame, log: Log, scan: Scan, on_error: OnError, missing_user: bool) -> Log:
+def _parse(
+    path: Path, table: pl.DataFrame, log: LogTable, scan: Scan, on_error: OnError, missing_user: bool
+) -> LogTable:
     """Turns the columns of text into what they mean, and finds the rows that mean nothing."""
     names = [name for name in ("user", "item", "time", "rating", "title") if name in table.columns]
     for name in names:
@@ -119,6 +132,7 @@ def _parse(path: Path, table: pl.DataFrame, log: Log, scan: Scan, on_error: OnEr
     table = table.with_columns(pl.col(n).cast(pl.String) for n in names if n in ("user", "item", "title"))
     if "time" in names:
         table, log.time_unit = parse_times(path, table, scan)
+    table = table.with_columns(parse_event_column(path, table[n]) for n in table.columns if n.startswith(EVENT))
     if "rating" in names:
         table = table.with_columns(rating=pl.col("rating").cast(pl.Float64, strict=False))
     empty = {name: pl.col(name).is_null() | (pl.col(name) == "") for name in ("user", "item")}
@@ -148,7 +162,26 @@ def _parse(path: Path, table: pl.DataFrame, log: Log, scan: Scan, on_error: OnEr
     return log
 
 
-def _read_sequence(path: Path, on_error: OnError) -> Log:
+def parse_event_column(path: Path, values: pl.Series) -> pl.Series:
+    """Reads a column as float32 if each value that is there is a number, else as text.
+
+    Returns:
+        Numbers with NaN where none is given, or texts with null where none is given.
+
+    Raises:
+        InputError: the column holds lists.
+    """
+    if values.dtype.is_nested():
+        raise InputError(f"{path}: column {values.name.removeprefix(EVENT)!r} holds lists; expected one value a row.")
+    texts = values.cast(pl.String)
+    given = texts.is_not_null() & (texts != "")
+    numbers = values.cast(pl.Float64, strict=False) if not values.dtype.is_temporal() else pl.Series([None])
+    if numbers.is_not_null().sum() == given.sum():
+        return numbers.cast(pl.Float32).fill_null(float("nan")).alias(values.name)
+    return texts.set(~given, None)
+
+
+def _read_sequence(path: Path, on_error: OnError) -> LogTable:
     """Reads lines of a user and one or more of the user's items, in order."""
     lines, skipped = collect(Scan(path, "sequence", Columns(), header=False), {"line": "line"}, on_error)
     words = pl.col("line").str.extract_all(r"\S+")
@@ -169,4 +202,4 @@ def _read_sequence(path: Path, on_error: OnError) -> Log:
         )
     table = table.filter(~empty) if count else table
     events = table.select("user", "item").explode("item").with_row_index("row")
-    return Log(events.lazy(), {"user": "first word", "item": "other words"}, "sequence", skipped=skipped + count)
+    return LogTable(events.lazy(), {"user": "first word", "item": "other words"}, "sequence", skipped=skipped + count)

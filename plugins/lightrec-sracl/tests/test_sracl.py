@@ -15,6 +15,7 @@ import yaml
 
 from lightrec import Batch, InputError, SequenceDataModule, load_recommender, testing
 from lightrec.cli import main
+from lightrec.data.options import LogFile
 from lightrec.models.bert4rec import BERT4Rec
 from lightrec.models.gru4rec import GRU4Rec
 from lightrec.models.mamba4rec import Mamba4Rec
@@ -59,7 +60,8 @@ def log(tmp_path_factory):
 
 
 def data_of(folder, **options) -> SequenceDataModule:
-    given = dict(max_length=LENGTH, batch_size=16, train_windows="prefixes", item_path=str(folder / "items.csv"))
+    log = LogFile(item_path=options.pop("item_path", str(folder / "items.csv")))
+    given = dict(max_length=LENGTH, batch_size=16, train_windows="prefixes", log=log)
     return SequenceDataModule(path=str(folder / "log.csv"), **{**given, **options})
 
 
@@ -332,7 +334,7 @@ def test_tables_know_nothing_but_the_training_part(log, tmp_path, pool, kind):
         data = data_of(tmp_path / name, item_path=str(log / "items.csv"))
         assert [data.catalog.decode(i) for i in range(1, 31)] == [f"i{i}" for i in range(30)]
         tables.append(small(pool=pool, text=kind).make_tables(data))
-        assert (tables[-1].end <= torch.from_numpy(data.split.train.end)[tables[-1].user]).all()
+        assert (tables[-1].end <= torch.from_numpy(data.corpus.train.end)[tables[-1].user]).all()
     for part in ("item_neighbours", "user", "neighbours", "vectors", "begin", "end"):
         assert torch.equal(*(getattr(table, part) for table in tables)), part
 

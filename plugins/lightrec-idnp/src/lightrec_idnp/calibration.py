@@ -52,8 +52,10 @@ def main() -> None:
 
     path = args.checkpoint
     model = load_recommender(path).model
-    described = torch.load(path, map_location="cpu", weights_only=True)["lightrec"]["data"]["init_args"]
-    data = SequenceDataModule(**described | ({"mirror": args.mirror} if args.mirror else {}))
+    described = torch.load(path, map_location="cpu", weights_only=True)["lightrec"]["data"]
+    if args.mirror:
+        described["init_args"]["mirror"] = args.mirror
+    data = SequenceDataModule.from_description(described)
     torch.manual_seed(0)
     stated, happened, doubt = [], [], []
     for batch in data.test_dataloader():

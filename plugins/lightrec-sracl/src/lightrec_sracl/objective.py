@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightrec import Batch, InputError, Objective
-from lightrec.data.sources import cache_folder
 from lightrec.nn.dropout import Dropout
 from lightrec.nn.sequence import last_state, real_positions, valid_mask
 from lightrec.objectives.next_item import (
@@ -272,7 +271,7 @@ class SRACL(Objective):
             return
         trainer = getattr(recommender, "_trainer", None)
         data = getattr(trainer, "datamodule", None)
-        if not (hasattr(data, "prepared") and hasattr(data, "split")):
+        if not hasattr(data, "corpus"):
             if self.text != texts.COLLABORATIVE:
                 raise InputError(
                     "SRACL retrieves from a training log: train it with a data module, give tables to connect(), or "
@@ -311,18 +310,20 @@ class SRACL(Objective):
         Raises:
             InputError: there is no text, the encoder cannot be had, or `table` is of other data or settings.
         """
-        train, log = data.split.train, data.prepared
+        train, log = data.corpus.train, data.prepared
         facts = self._facts(data)
         if self.table is not None:
             return retrieval.load(Path(self.table), facts)
-        folder = cache_folder(data.describe()["init_args"]["cache_dir"]) / "sracl"
+        folder = data.corpus.cache / "sracl"
         path = folder / f"{log.meta['source'] or 'log'}-{retrieval.fingerprint(facts)[:16]}.npz".replace("/", "-")
         if path.exists():
             return retrieval.load(path, facts)
         with _progress() as stage:
             vectors = self._item_vectors(data, folder, stage)
             known = data.item_counts.numpy() > 0
-            histories = retrieval.training_pool(train.begin, train.end, train.user, data.max_length, self.pool)
+            histories = retrieval.training_pool(
+                train.begin, train.end, np.arange(len(train)), data.max_length, self.pool
+            )
             tables = self._retrieve(log.items, *histories, vectors, known, stage)
         retrieval.save(path, tables, facts)
         return tables
@@ -370,7 +371,7 @@ class SRACL(Objective):
         """[num_items + 1, T] float32 with rows of length 1; row 0 is zero."""
         log, size = data.prepared, self.text_size
         if self.text == texts.COLLABORATIVE:
-            train = data.split.train
+            train = data.corpus.train
             place = np.concatenate([np.arange(b, e) for b, e in zip(train.begin, train.end, strict=True)])
             owner = np.repeat(np.arange(len(train.begin)), train.end - train.begin)
             found = texts.collaborative_vectors(np.asarray(log.items)[place], owner, log.num_items, size)
@@ -392,7 +393,7 @@ class SRACL(Objective):
 
     def _facts(self, data) -> dict:
         """Everything that the tables depend on."""
-        train, columns, own = data.split.train, None, None
+        train, columns, own = data.corpus.train, None, None
         if self.text.endswith(".npz"):
             try:
                 own = retrieval.file_hash(self.text)
@@ -404,7 +405,7 @@ class SRACL(Objective):
         return {
             "data": data.prepared.meta["data_sha256"],
             "counts": f"{data.num_users} users, {data.num_items} items, {len(data.prepared.items)} events",
-            "training part": retrieval.split_hash(train.begin, train.end, train.user),
+            "training part": retrieval.split_hash(train.begin, train.end, np.arange(len(train))),
             "text": self.text,
             "content of the text": own,
             "text_columns": columns,
