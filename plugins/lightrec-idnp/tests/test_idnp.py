@@ -12,7 +12,9 @@ import yaml
 from lightrec import testing
 from lightrec.cli import main
 from lightrec.data.batch import Batch
+from lightrec.interfaces import total
 from lightrec.models.sasrec import SASRec
+from lightrec.recommender import AdamW
 
 idnp = pytest.importorskip("lightrec_idnp.model", reason="lightrec-idnp is not installed")
 from lightrec_idnp.calibration import reliability  # noqa: E402
@@ -114,9 +116,9 @@ def test_without_both_paths_it_is_an_attentive_convolution_over_the_window():
     changed.item_ids[0, :3] = torch.tensor([1, 2, 3])
     one, other = model.encode(batch), model.encode(changed)
     assert torch.equal(one[0, 6], other[0, 6])  # nothing older than the window is known
-    x = model.vectors(batch)
-    short = model.encoder.short_term(*short_windows(x, batch.lengths, 3))
-    nothing, times = torch.zeros(3, 7, D), model.times_of(batch)[0]
+    history = model.history(batch)
+    short = model.encoder.short_term(*short_windows(history.x, batch.lengths, 3))
+    nothing, times = torch.zeros(3, 7, D), idnp.days_of(history)
     expected = model.encoder.process.decode(nothing, torch.zeros(3, 7, D // 2), short, times)
     assert torch.allclose(one[0], expected[0], atol=1e-6)
 
@@ -126,7 +128,7 @@ def test_the_bound_without_distance_or_context_is_the_next_item_loss_of_its_targ
     model = idnp.IDNP(12, D, latent=False, deterministic=False, dropout=0.0, objective=idnp.NeuralProcess(beta=0.0))
     batch = batch_of()
     torch.manual_seed(5)
-    loss = model.loss(batch)
+    loss = total(model.loss(batch))
     torch.manual_seed(5)
     targets, context = model.objective.draw(batch.lengths - 1, 6)
     asked = targets & ~context
@@ -150,7 +152,7 @@ def test_contexts_are_random_parts_that_leave_something_to_guess():
 
 def test_gradients_flow_through_z():
     model = idnp.IDNP(12, D, deterministic=False, objective=idnp.NeuralProcess(beta=0.0))
-    model.loss(batch_of()).backward()
+    total(model.loss(batch_of())).backward()
     weight = model.encoder.process.to_gaussian.weight.grad
     assert weight.isfinite().all() and weight.abs().sum() > 0
 
@@ -170,6 +172,18 @@ def test_the_next_time_is_used_where_it_is_known_and_only_if_asked_for():
     assert not torch.allclose(following.query(batch), following.query(later))
 
 
+def test_the_interest_is_asked_for_at_the_time_of_the_next_event():
+    batch = batch_of().replace(target_timestamps=torch.tensor([[900], [800], [700]]))
+    model = idnp.IDNP(12, D, query_time="next")
+    asked = model.history(batch).query_times
+    assert asked[0].tolist() == [*batch.timestamps[0, 1:].tolist(), 900]
+    assert asked[1, :3].tolist() == [*batch.timestamps[1, 1:3].tolist(), 800]
+    untold = model.history(batch.replace(target_timestamps=None)).query_times
+    assert untold[1, 2] == batch.timestamps[1, 2] and torch.equal(untold[:, 0], asked[:, 0])
+    timeless = model.history(batch.replace(timestamps=None, target_timestamps=None))
+    assert (timeless.query_times[0] / 86400).tolist() == [1, 2, 3, 4, 5, 6, 6]
+
+
 def drifting(num_users, length, generator):
     """Users whose favourite of 12 items moves on by their own speed: what comes next is known once the speed is."""
     start = torch.randint(0, 12, (num_users, 1), generator=generator)
@@ -186,11 +200,11 @@ def drifting(num_users, length, generator):
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)
-    model = idnp.IDNP(12, 32, window=1, num_layers=1, dropout=0.0, objective=idnp.NeuralProcess(beta=0.1))
+    model = idnp.IDNP(12, hidden_size=32, window=1, num_layers=1, dropout=0.0, objective=idnp.NeuralProcess(beta=0.1))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(1)
     for _ in range(500):
-        loss = model.loss(drifting(64, 9, generator))
+        loss = total(model.loss(drifting(64, 9, generator)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -200,8 +214,8 @@ def trained():
 def negative_log_likelihood(model, batch, known):
     """Of the last item, when the first `known` observations are the context."""
     encoder, width = model.encoder, batch.item_ids.shape[1]
-    times, at = model.times_of(batch)
-    seen = encoder.observe(model.vectors(batch), batch.lengths, times)
+    history = model.history(batch)
+    seen, at = encoder.observe(history), idnp.asked_days_of(history)
     context = (torch.arange(width) < known).expand(len(batch), 1, width)
     place = torch.full((len(batch), 1), width - 2)
     hidden = encoder.interest(seen, context, place, at[:, width - 2 : width - 1])[:, 0]
@@ -246,15 +260,15 @@ def test_reliability_finds_a_forecaster_who_knows_and_one_who_boasts():
 
 def test_other_encoders_and_wrong_options_are_refused():
     with pytest.raises(ValueError, match="NeuralProcess trains an IDNPEncoder, not SASRecEncoder"):
-        SASRec(12, 9, hidden_size=8, objective=idnp.NeuralProcess()).loss(batch_of())
-    with pytest.raises(ValueError, match="distance 'l1' is unknown; choose wasserstein or kl"):
+        SASRec(12, hidden_size=8, max_length=9, objective=idnp.NeuralProcess()).loss(batch_of())
+    with pytest.raises(ValueError, match="distance 'l1' is unknown; choose wasserstein, kl"):
         idnp.NeuralProcess(distance="l1")
     with pytest.raises(ValueError, match="query_time 'now' is unknown"):
         idnp.IDNP(12, query_time="now")
 
 
 def factory(num_items, max_length):
-    return idnp.IDNP(num_items, hidden_size=32, dropout=0.0, learning_rate=1e-2)
+    return idnp.IDNP(num_items, hidden_size=32, dropout=0.0, optimizer=AdamW(learning_rate=1e-2))
 
 
 @pytest.mark.parametrize("check", testing.applicable_checks(factory(20, 10)), ids=lambda c: c.__name__)

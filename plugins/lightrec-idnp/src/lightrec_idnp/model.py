@@ -3,7 +3,7 @@
 Jing Du, Zesheng Ye, Lina Yao, Bin Guo and Zhiwen Yu, "IDNP: Interest Dynamics Modeling using Generative Neural
 Processes for Sequential Recommendation", WSDM 2023, https://arxiv.org/abs/2208.04600.
 
-Neither the full text nor code could be had. What the abstract, a figure's caption and a summary by others say is kept:
+We could read neither the full text nor code. What the abstract, a figure's caption and a summary by others say is kept:
 short sub-sequences as observations, dilated convolutions with attention over scales and places, a summary that does not
 depend on the order of observations, a latent path z and a path that depends on the query time, a decoder of both with
 the query, a Wasserstein term. The equations between these facts are the standard ones of neural processes.
@@ -21,16 +21,17 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from lightrec.nn.item_embedding import ItemEmbedding
 from torch import Tensor
 
+from lightrec.configurable import AtLeast
 from lightrec.data.batch import Batch
-from lightrec.interfaces import Objective, SequenceEncoder
+from lightrec.interfaces import History, Losses, Objective, SequenceEncoder, Term
+from lightrec.items.embedding import HeadDtype, ItemEmbedding
 from lightrec.nn.dropout import Dropout
-from lightrec.nn.sequence import last_state, valid_mask
-from lightrec.objectives.next_item import HeadDtype, catalog_cross_entropy, mean_over_targets, next_item_pairs
-from lightrec.recommender import Decay, EncoderRecommender
-from lightrec_idnp.process import InterestProcess, Latent, days, kullback_leibler, wasserstein
+from lightrec.nn.sequence import valid_mask
+from lightrec.objectives.next_item import NextItemStates, mean_over_targets
+from lightrec.recommender import AdamW, EncoderRecommender, Optimizer
+from lightrec_idnp.process import DAY, InterestProcess, Latent, days, kullback_leibler, wasserstein
 from lightrec_idnp.windows import ShortTermEncoder, short_windows
 
 Distance = Literal["wasserstein", "kl"]
@@ -62,6 +63,7 @@ class IDNPEncoder(SequenceEncoder):
         deterministic: have the path that depends on the query time.
     """
 
+    limits = {"window": AtLeast(1), "num_layers": AtLeast(0)}
     causal = True
 
     def __init__(
@@ -76,8 +78,6 @@ class IDNPEncoder(SequenceEncoder):
         deterministic: bool = True,
     ):
         super().__init__()
-        if window < 1:
-            raise ValueError(f"window ({window}) must be at least 1.")
         self.hidden_size, self.window = hidden_size, window
         self.dropout = Dropout(dropout)
         self.short_term = ShortTermEncoder(hidden_size, num_layers)
@@ -85,11 +85,12 @@ class IDNPEncoder(SequenceEncoder):
             hidden_size, latent_size or max(1, hidden_size // 2), time_size, latent, deterministic, dropout
         )
 
-    def prepare(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.dropout(x)
+    def enter(self, history: History) -> History:
+        return history._replace(x=self.dropout(history.x))
 
-    def observe(self, x: Tensor, lengths: Tensor, times: Tensor) -> Observations:
-        """x [B, L, D] and times [B, L] in days -> observations."""
+    def observe(self, history: History) -> Observations:
+        """Makes the observations of an entered history."""
+        x, lengths, times = history.x, history.lengths, days_of(history)
         windows, inside = short_windows(x, lengths, self.window)
         short = x.new_zeros(x.shape)
         real = valid_mask(lengths, x.shape[1])
@@ -120,35 +121,30 @@ class IDNPEncoder(SequenceEncoder):
             short = short.gather(1, positions[..., None].expand(-1, -1, short.shape[-1]))
         return self.process.decode(r_d, z.expand(*r_d.shape[:2], -1), short, at)
 
-    def mix(self, x: Tensor, lengths: Tensor, times: Tensor | None = None, at: Tensor | None = None) -> Tensor:
-        """As of SequenceEncoder; also takes times and query times [B, L] in days, positions if there are none."""
-        times = days(None, x.shape[:2], x.device) if times is None else times
-        context = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril(-1)
-        context = context.expand(len(x), -1, -1)
-        return self.interest(self.observe(x, lengths, times), context, None, times if at is None else at)
+    def mix(self, history: History) -> Tensor:
+        B, L, _ = history.x.shape
+        context = torch.ones(L, L, dtype=torch.bool, device=history.x.device).tril(-1).expand(B, -1, -1)
+        return self.interest(self.observe(history), context, None, asked_days_of(history))
 
-    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.last_at(x, lengths, days(None, x.shape[:2], x.device), None)
+    def last(self, history: History) -> Tensor:
+        seen, context, at = self.before_last(history)
+        return self.interest(seen, context, (history.lengths - 1)[:, None], at)[:, 0]
 
-    def last_at(self, x: Tensor, lengths: Tensor, times: Tensor, at: Tensor | None, z: Tensor | None = None) -> Tensor:
-        """The interest after the last event: [B, D].
-
-        Args:
-            x: [B, L, D] item vectors.
-            lengths: [B].
-            times: [B, L] in days.
-            at: [B], when it is asked for, in days; None is the time of the last event.
-            z: [B, 1, Z] global interest; None is the mean of what the history tells.
-        """
-        seen, context, at = self.before_last(x, lengths, times, at)
-        return self.interest(seen, context, (lengths - 1)[:, None], at, z)[:, 0]
-
-    def before_last(self, x: Tensor, lengths: Tensor, times: Tensor, at: Tensor | None):
+    def before_last(self, history: History) -> tuple[Observations, Tensor, Tensor]:
         """Observations, which of them the last event knows [B, 1, L], and the query time [B, 1]."""
-        seen = self.observe(self.prepare(x, lengths), lengths, times)
-        context = valid_mask(lengths - 1, x.shape[1])[:, None]
-        at = last_state(times[..., None], lengths) if at is None else at[:, None]
-        return seen, context, at
+        seen = self.observe(self.enter(history))
+        context = valid_mask(history.lengths - 1, history.x.shape[1])[:, None]
+        return seen, context, history.last(asked_days_of(history))[:, None]
+
+
+def days_of(history: History) -> Tensor:
+    """Times of events, [B, L] in days; positions if there are none."""
+    return days(history.timestamps, history.x.shape[:2], history.x.device)
+
+
+def asked_days_of(history: History) -> Tensor:
+    """Times for which the interest after each event is asked, [B, L] in days."""
+    return days_of(history) if history.query_times is None else history.query_times.double() / DAY
 
 
 class NeuralProcess(Objective):
@@ -163,11 +159,9 @@ class NeuralProcess(Objective):
         max_targets: most targets of a window.
         include_context: ask for the context's own items too, as neural processes do. They can be looked up in the
             context, so that these terms teach the decoder to copy.
-        head_dtype: dtype of the matrix products with the catalog; None is float32, or the dtype of autocast.
-
-    Raises:
-        ValueError: a negative beta, an unknown distance, or max_targets below 1.
     """
+
+    limits = {"beta": AtLeast(0), "max_targets": AtLeast(1)}
 
     def __init__(
         self,
@@ -175,17 +169,10 @@ class NeuralProcess(Objective):
         distance: Distance = "wasserstein",
         max_targets: int = 20,
         include_context: bool = False,
-        head_dtype: HeadDtype | None = None,
     ):
         super().__init__()
-        if beta < 0:
-            raise ValueError(f"beta ({beta}) must not be negative.")
-        if distance not in Distance.__args__:
-            raise ValueError(f"distance {distance!r} is unknown; choose {' or '.join(Distance.__args__)}.")
-        if max_targets < 1:
-            raise ValueError(f"max_targets ({max_targets}) must be at least 1.")
         self.beta, self.distance, self.max_targets = beta, distance, max_targets
-        self.include_context, self.head_dtype = include_context, head_dtype
+        self.include_context = include_context
 
     def draw(self, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Returns targets and context [B, width] bool: C is a random part of D, of 0 to |D| - 1 events."""
@@ -197,28 +184,30 @@ class NeuralProcess(Objective):
         targets = rank < count[:, None]
         return targets & real, (rank < known[:, None]) & real
 
-    def forward(self, recommender, batch: Batch) -> Tensor:
+    def forward(self, recommender, batch: Batch, states: NextItemStates | None = None) -> Losses:
         encoder = recommender.encoder
         if not isinstance(encoder, IDNPEncoder):
             raise ValueError(f"NeuralProcess trains an IDNPEncoder, not {type(encoder).__name__}: use NextItem.")
-        inputs, next_ids = next_item_pairs(batch)
+        states = states or NextItemStates(recommender, batch)
+        inputs, next_ids = states.inputs, states.next_ids
         # the last target is an observation too, so the vectors of the whole window are needed
-        x = encoder.prepare(recommender.vectors(batch), batch.lengths)
-        times, at = recommender.times_of(batch)
+        history = encoder.enter(recommender.history(batch))
         width = inputs.item_ids.shape[1]
-        seen = encoder.observe(x, batch.lengths, times)
-        seen = Observations(*(t[:, :width] for t in seen))
+        at = asked_days_of(history)[:, :width]
+        seen = Observations(*(t[:, :width] for t in encoder.observe(history)))
         targets, context = self.draw(inputs.lengths, width)
         posterior = encoder.process.global_interest(seen.made, targets[:, None])
         known = encoder.process.global_interest(seen.made, context[:, None])
-        hidden = encoder.interest(seen, context[:, None].expand(-1, width, -1), None, at[:, :width], posterior.sample())
+        hidden = encoder.interest(seen, context[:, None].expand(-1, width, -1), None, at, posterior.sample())
         asked = targets if self.include_context else targets & ~context
-        dtype = None if self.head_dtype is None else getattr(torch, self.head_dtype)
-        total = catalog_cross_entropy(recommender.items, hidden[asked], next_ids[asked], dtype)
-        if encoder.process.has_latent and self.beta:
-            apart = wasserstein if self.distance == "wasserstein" else kullback_leibler
-            total = total + self.beta * apart(posterior, known).sum()
-        return mean_over_targets(total, int(asked.sum()))
+        count = int(asked.sum())
+        total = recommender.items.cross_entropy(hidden[asked], next_ids[asked])
+        if not (encoder.process.has_latent and self.beta):
+            return {"bound": Term(mean_over_targets(total, count))}
+        apart = wasserstein if self.distance == "wasserstein" else kullback_leibler
+        distance = apart(posterior, known).sum()
+        bound = mean_over_targets(total + self.beta * distance, count)
+        return {"bound": Term(bound), "distance": Term(distance.detach() / count, 0)}  # the bound holds it already
 
 
 class Uncertain(NamedTuple):
@@ -238,79 +227,55 @@ class IDNP(EncoderRecommender):
     Args:
         num_items: size of the catalog.
         hidden_size: D.
-        window: items of a sub-sequence.
-        num_layers: dilated convolutions.
-        latent_size: Z; None is half of hidden_size.
-        time_size: features of a time.
-        dropout: of item vectors and of the decoder.
-        latent: have the latent path.
-        deterministic: have the path that depends on the query time.
         query_time: `last`: ask at the time of the last known event; `next`: at the time of the event that is asked
             for, where the batch tells it (needs `with_times`).
+        head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the evidence bound.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: decoupled weight decay on matrices.
-        warmup_steps: steps of linear warm-up.
-        decay: how the learning rate falls until the last step.
+        optimizer: how it is trained.
+        **network: of `IDNPEncoder`.
     """
+
+    network = IDNPEncoder
 
     def __init__(
         self,
         num_items: int,
         hidden_size: int = 64,
-        window: int = 5,
-        num_layers: int = 3,
-        latent_size: int | None = None,
-        time_size: int = 16,
-        dropout: float = 0.2,
-        latent: bool = True,
-        deterministic: bool = True,
         query_time: QueryTime = "last",
+        head_dtype: HeadDtype | None = None,
         objective: Objective | None = None,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        decay: Decay = "constant",
+        optimizer: Optimizer = AdamW(),
+        **network,
     ):
-        if query_time not in QueryTime.__args__:
-            raise ValueError(f"query_time {query_time!r} is unknown; choose {' or '.join(QueryTime.__args__)}.")
         super().__init__(
-            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5),
-            encoder=IDNPEncoder(
-                hidden_size, window, num_layers, latent_size, time_size, dropout, latent, deterministic
-            ),
+            items=ItemEmbedding(num_items, hidden_size, scale=hidden_size**0.5, head_dtype=head_dtype),
+            encoder=IDNPEncoder(hidden_size=hidden_size, **network),
             objective=objective or NeuralProcess(),
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
+            optimizer=optimizer,
         )
         self.query_time = query_time
 
-    def times_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Times of events and query times behind them, [B, L] in days."""
-        times = days(batch.timestamps, batch.item_ids.shape, batch.item_ids.device)
+    def history(self, batch: Batch) -> History:
+        """Returns what the encoder reads; with `query_time: next`, the interest is asked for at the next event's time.
+
+        After the last event that is the time of the target, or the event's own time if the batch does not tell it.
+        """
+        history = super().history(batch)
         if self.query_time == "last":
-            return times, times
-        return times, torch.cat([times[:, 1:], times[:, -1:]], 1)
-
-    def encode(self, batch: Batch) -> Tensor:
-        x = self.encoder.prepare(self.vectors(batch), batch.lengths)
-        return self.encoder.mix(x, batch.lengths, *self.times_of(batch))
-
-    def query(self, batch: Batch) -> Tensor:
-        times, _ = self.times_of(batch)
-        return self.encoder.last_at(self.vectors(batch), batch.lengths, times, self._asked_at(batch))
-
-    def _asked_at(self, batch: Batch) -> Tensor | None:
-        if self.query_time == "last" or batch.target_timestamps is None or not batch.target_timestamps.shape[1]:
-            return None
-        return batch.target_timestamps[:, 0].double() / 86400.0
+            return history
+        times = history.timestamps
+        if times is None:  # positions stand in for days
+            times = torch.arange(batch.item_ids.shape[1], device=batch.item_ids.device).expand(batch.item_ids.shape)
+            times = times * DAY
+        following = torch.cat([times[:, 1:], times[:, -1:]], 1)
+        known = batch.target_timestamps
+        last = history.last(times)[:, None] if known is None or not known.shape[1] else known[:, :1]
+        place = torch.arange(times.shape[1], device=times.device)
+        return history._replace(query_times=torch.where(place == batch.lengths[:, None] - 1, last, following))
 
     def global_interest(self, batch: Batch) -> Latent:
         """What a history tells of z: means and deviations [B, 1, Z]."""
-        times, _ = self.times_of(batch)
-        seen, context, _ = self.encoder.before_last(self.vectors(batch), batch.lengths, times, None)
+        seen, context, _ = self.encoder.before_last(self.history(batch))
         return self.encoder.process.global_interest(seen.made, context)
 
     @torch.no_grad()
@@ -322,9 +287,7 @@ class IDNP(EncoderRecommender):
             k: length of the lists.
             num_samples: samples of z.
         """
-        times, _ = self.times_of(batch)
-        x = self.vectors(batch)
-        seen, context, at = self.encoder.before_last(x, batch.lengths, times, self._asked_at(batch))
+        seen, context, at = self.encoder.before_last(self.history(batch))
         latent = self.encoder.process.global_interest(seen.made, context)
         place = (batch.lengths - 1)[:, None]
         total = square = 0.0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-_DAY = 86400.0
+DAY = 86400  # seconds
 
 
 class Latent(NamedTuple):
@@ -67,7 +67,7 @@ def days(timestamps: Tensor | None, shape: torch.Size, device: torch.device) -> 
     """Seconds since the epoch -> days; without times, positions stand in for days."""
     if timestamps is None:
         return torch.arange(shape[1], dtype=torch.float64, device=device).expand(shape)
-    return timestamps.double() / _DAY
+    return timestamps.double() / DAY
 
 
 class InterestProcess(nn.Module):
