@@ -47,7 +47,7 @@ def resolve(line: CommandLine) -> CommandLine:
 def for_parser(line: CommandLine) -> list[str]:
     """Returns the words for jsonargparse; configuration files stand in them as text."""
     words: list[str] = []
-    for flag in line.flags:
+    for flag in _judged(line):
         if flag.config is not None:
             words.append(f"--config={as_text(flag.config)}")
         elif not flag.name:
@@ -57,6 +57,27 @@ def for_parser(line: CommandLine) -> list[str]:
         else:
             words += [f"{flag.name}={flag.value}"] if flag.joined == "=" else [flag.name, flag.value]
     return words
+
+
+def _judged(line: CommandLine) -> list[Flag]:
+    """Names the class of `--evaluation.ks` and the like, and makes a switch of `--evaluation.per_user FILE`."""
+    default = {"class_path": _dotted("evaluation", "RankingEvaluation")}
+    flags: list[Flag] = []
+    named = False
+    for flag in line.flags:
+        about = flag.config and flag.config.get("evaluation")
+        if flag.name.startswith("--evaluation.") and not flag.name.endswith(".help") and not named:
+            flags.append(Flag("--evaluation", default["class_path"]))
+        named = named or bool(about) or flag.name.startswith("--evaluation")
+        if isinstance(about, dict):
+            about = about if "class_path" in about else default | {"init_args": about}
+            if line.ranks:
+                about = about | {"init_args": {**(about.get("init_args") or {}), "per_user": True}}
+            flag = replace(flag, config={**flag.config, "evaluation": about})
+        elif flag.name == "--evaluation.per_user" and line.ranks:
+            flag = replace(flag, value="true")
+        flags.append(flag)
+    return flags
 
 
 def read_yaml(path: str) -> dict:
@@ -123,7 +144,7 @@ def _resolve(flag: Flag) -> Flag:
 
 
 def _kind(slot: str) -> str | None:
-    return _SLOTS.get(slot.rpartition("_")[2])
+    return None if slot.startswith("num_") else _SLOTS.get(slot.rpartition("_")[2])  # num_items counts
 
 
 def _dotted(slot: str, name: Any) -> Any:

@@ -74,6 +74,11 @@ class CommandLine:
         return self.value("--histories") if self.typed("--histories") and not self.asks_only else None
 
     @property
+    def ranks(self) -> str | None:
+        """The file of `--evaluation.per_user`, if there is something to measure."""
+        return self.value("--evaluation.per_user") if self.command in ("validate", "test") else None
+
+    @property
     def keeps_allocator(self) -> bool:
         """Whether the allocator is left as it is."""
         return self.asks_only or self.value("--tune_allocator") in ("off", "false")

@@ -15,7 +15,9 @@ from lightrec.cli.command_line import CommandLine
 from lightrec.cli.model_options import TOLD_BY_DATA
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
+from lightrec.interfaces import Search
 from lightrec.recommender import SequenceRecommender
+from lightrec.recommender.evaluation import Evaluation
 from lightrec.tracking import Tracking
 
 TRAINER_DEFAULTS = {
@@ -38,6 +40,13 @@ _CKPT_PATH = (
     "The checkpoint; model and data come from it, other data flags override.",
     "Go on with this checkpoint (last.ckpt), in the folder of its run and with its configuration.",
 )
+_EVALUATION = (
+    "How the model is judged, by name; null is as the model says. RankingEvaluation needs no name: "
+    "--evaluation.ks [1,10] are its cut-offs, --evaluation.cohorts adds metrics by kinds of users and items, "
+    "--evaluation.beyond false leaves coverage and popularity out. --evaluation.per_user FILE writes the rank of each "
+    "user, with validate and test."
+)
+_SEARCH = "How a state becomes a list, by name, such as ExactSearch; null is as the model says."
 
 
 def make_parser(command: str) -> LightningArgumentParser:
@@ -71,17 +80,15 @@ def make_parser(command: str) -> LightningArgumentParser:
     parser.add_argument(
         "--kernel", type=str | None, default=None, help="Kernel, or op=name,op=name; see `lightrec kernels`."
     )
+    parser.add_argument("--search", type=Search | None, default=None, help=_SEARCH)
     parser.add_argument("--compile", type=bool, default=False, help="Compile the encoder (torch.compile).")
     if command == "fit":
         _add_fit_flags(parser)
     if command == "predict":
         _add_predict_flags(parser)
     else:
-        _add_evaluation_flags(parser)
+        parser.add_argument("--evaluation", type=Evaluation | None, default=None, help=_EVALUATION)
     if command in ("validate", "test"):
-        parser.add_argument(
-            "--evaluation.per_user", type=str | None, default=None, help="Parquet file for the rank of each user."
-        )
         parser.add_argument("--results", type=str | None, default=None, help="Where to write results.json.")
     return parser
 
@@ -105,12 +112,6 @@ def _add_predict_flags(parser: LightningArgumentParser) -> None:
         default=None,
         help="A log of other people, in any format that data.path reads, instead of those in the data.",
     )
-
-
-def _add_evaluation_flags(parser: LightningArgumentParser) -> None:
-    parser.add_argument("--evaluation.ks", type=list[int], default=[1, 5, 10, 20], help="Cut-offs of metrics.")
-    parser.add_argument("--evaluation.cohorts", type=bool, default=False, help="Metrics by kinds of users, items.")
-    parser.add_argument("--evaluation.beyond", type=bool, default=True, help="Coverage and popularity.")
 
 
 def parse(parser: LightningArgumentParser, line: CommandLine) -> Namespace:

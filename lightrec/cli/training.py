@@ -27,17 +27,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightrec import extensions
 from lightrec.callbacks import EpochLines, ExampleTable, Interruptible, PredictionWriter
 from lightrec.checkpoint import build_model, check_vocabulary
-from lightrec.cli import arguments, prediction, report, run_folder
+from lightrec.cli import arguments, prediction, renamed, report, run_folder
 from lightrec.cli.checkpoint import Checkpoint, complete
 from lightrec.cli.command_line import CommandLine
 from lightrec.cli.log_filter import quiet
-from lightrec.cli.model_options import TOLD_BY_DATA
+from lightrec.cli.model_options import TOLD_BY_DATA, check_classes
 from lightrec.cli.parser import make_parser, parse
 from lightrec.configurable import options
 from lightrec.data.datamodule import SequenceDataModule
 from lightrec.errors import InputError
 from lightrec.ops.registry import check_choice, use_kernel
-from lightrec.recommender import SequenceRecommender
+from lightrec.recommender import RankingEvaluation, SequenceRecommender
 from lightrec.tracking import end_run, make_logger
 
 
@@ -55,6 +55,8 @@ def run(line: CommandLine) -> int:
     if line.command == "predict" and line.histories:
         with _kernel(line.kernel):
             return prediction.for_histories(line)
+    renamed.refuse(line)
+    check_classes(line)
     if not line.asks_only:
         line, checkpoint = complete(line)
     _check_told_by_data(line)
@@ -78,6 +80,8 @@ class Job:
     model: SequenceRecommender
     trainer: dict[str, Any]
     """Arguments of the Trainer as configured, callbacks and loggers built."""
+    ranks: str | None
+    """The file for the rank of each user."""
 
 
 def _kernel(choice: str | None) -> AbstractContextManager:
@@ -103,13 +107,12 @@ def _prepare(line: CommandLine, checkpoint: Checkpoint | None) -> Job:
     built = _build(parser, config, checkpoint if line.command != "fit" else None)
     if checkpoint:
         check_vocabulary(checkpoint.content, built.data.catalog, checkpoint.path)
-    if line.command != "predict":
-        _set_evaluation(built.model, config.evaluation)
+    _replace_parts(built.model, built, line.typed("--evaluation"))
     if config.compile:
         if not hasattr(built.model, "encoder"):
             raise InputError(f"--compile: {type(built.model).__name__} has no encoder to compile; leave it out.")
         built.model.encoder.compile(dynamic=True)
-    return Job(line.command, parser, config, checkpoint, built.data, built.model, {**built.trainer})
+    return Job(line.command, parser, config, checkpoint, built.data, built.model, {**built.trainer}, line.ranks)
 
 
 def _seed(config: Namespace, line: CommandLine) -> None:
@@ -155,13 +158,23 @@ def _build(parser: LightningArgumentParser, config: Namespace, trained: Checkpoi
         raise InputError(str(cause)) from error
 
 
-def _set_evaluation(model: SequenceRecommender, evaluation: Namespace) -> None:
-    model.evaluation = model.evaluation.with_options(
-        ks=evaluation.ks,
-        cohorts=evaluation.cohorts,
-        beyond=evaluation.beyond,
-        per_user=bool(evaluation.get("per_user")),
-    )
+def _replace_parts(model: SequenceRecommender, built: Namespace, named: bool) -> None:
+    """Gives the model the evaluation and the search that were chosen beside it.
+
+    Args:
+        model: whose parts they become.
+        built: what the configuration says.
+        named: whether `--evaluation NAME` was typed. Options without a name are for the kind that the model brings.
+    """
+    evaluation = built.get("evaluation")
+    if type(evaluation) is RankingEvaluation and not named:
+        model.evaluation = model.evaluation.with_options(**evaluation.describe()["init_args"])
+    elif evaluation is not None:
+        model.evaluation = evaluation
+    if built.search is not None:
+        if not hasattr(model, "search"):
+            raise InputError(f"--search: {type(model).__name__} searches no table; leave it out.")
+        model.search = built.search
 
 
 def _trainer(job: Job, callbacks: list[L.Callback], last: list[L.Callback], **options: Any) -> L.Trainer:
@@ -218,12 +231,12 @@ def _monitor(job: Job) -> str:
     Raises:
         InputError: its cut-off is not measured.
     """
-    monitor, ks = job.config.monitor, job.config.evaluation.ks
+    monitor, evaluation = job.config.monitor, job.model.evaluation
     if job.data.candidates != "full" and "[" not in monitor:
         monitor += f"[{job.data.candidates}]"
     cut = re.search(r"@(\d+)", monitor)
-    if cut and int(cut[1]) not in ks:
-        raise InputError(f"--monitor {monitor} is not measured: --evaluation.ks is {ks}.")
+    if cut and isinstance(evaluation, RankingEvaluation) and int(cut[1]) not in evaluation.metrics.ks:
+        raise InputError(f"--monitor {monitor} is not measured: --evaluation.ks is {list(evaluation.metrics.ks)}.")
     return monitor
 
 
@@ -274,19 +287,26 @@ def _measure(job: Job) -> int:
     options = {"logger": job.trainer["logger"] or False, "enable_checkpointing": False}
     trainer = _trainer(job, _callbacks(job), [], **options)
     {"validate": trainer.validate, "test": trainer.test}[job.command](job.model, datamodule=job.data, verbose=False)
-    values = {name: float(value) for name, value in job.model.evaluation.compute().items()}
-    if job.config.evaluation.per_user:
-        report.write_per_user(
-            job.config.evaluation.per_user, job.model.evaluation.metrics, job.data.prepared.users, trainer
-        )
+    evaluation = job.model.evaluation
+    values = {name: float(value) for name, value in evaluation.compute().items()}
+    if job.ranks:
+        if not isinstance(evaluation, RankingEvaluation):
+            raise InputError(f"--evaluation.per_user: {type(evaluation).__name__} has no rank of each user.")
+        report.write_per_user(job.ranks, evaluation.metrics, job.data.prepared.users, trainer)
     if trainer.is_global_zero:
         checkpoint = job.checkpoint
         outcome = report.Outcome(
             checkpoint.path, values, job.data.protocol(), checkpoint.run_folder or checkpoint.path.parent
         )
         part = {"test": "test", "validate": "val"}[job.command]
-        report.write_results(outcome, part, checkpoint.description, checkpoint.epochs, job.config.results)
+        report.write_results(outcome, part, _model_of(job), checkpoint.epochs, job.config.results)
     return 0
+
+
+def _model_of(job: Job) -> dict[str, Any]:
+    """Describes the model, with the search if another one was chosen."""
+    description = job.checkpoint.description
+    return description if job.config.search is None else {**description, "search": job.model.search.describe()}
 
 
 def _predict(job: Job) -> int:

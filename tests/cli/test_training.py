@@ -130,6 +130,26 @@ def test_ranks_of_users_give_the_metric_back(best):
     assert any("/history:" in name for name in metrics) and any("/items:" in name for name in metrics)
 
 
+def test_evaluation_and_search_are_chosen_by_name_or_in_a_file(best):
+    named = ["--evaluation", "RankingEvaluation", "--search", "ExactSearch", "--evaluation.ks", "[3]"]
+    assert main(["test", "--ckpt_path", best, *named, "--results", "a.json"]) == 0
+    Path("judge.yaml").write_text("evaluation: {ks: [3], per_user: ranks.parquet}\nsearch: ExactSearch\n")
+    assert main(["test", "--ckpt_path", best, "--config", "judge.yaml", "--results", "b.json"]) == 0
+    a, b = (json.loads(Path(f"{name}.json").read_text()) for name in "ab")
+    assert a["metrics"] == b["metrics"] and set(a["metrics"]) >= {"test/hr@3", "test/coverage@3"}
+    assert not any("@10" in name for name in a["metrics"])
+    assert a["model"]["search"]["class_path"] == "lightrec.search.exact.ExactSearch"
+    assert len(pl.read_parquet("ranks.parquet")) == 64
+
+
+def test_a_part_with_a_default_takes_flags_without_a_name(small):
+    flags = ["--model.optimizer.learning_rate", "0.5", "--model.optimizer.warmup_steps", "3"]
+    assert main(["fit", *small, *flags, "--trainer.max_epochs", "1", "--run_folder", "run"]) == 0
+    found = _checkpoint("run/checkpoints/last.ckpt")["lightrec"]["model"]["init_args"]["optimizer"]
+    assert found["class_path"] == "lightrec.recommender.optimizer.AdamW"
+    assert (found["init_args"]["learning_rate"], found["init_args"]["warmup_steps"]) == (0.5, 3)
+
+
 def test_validate_gives_what_training_saw(best, run_folder):
     assert main(["validate", "--ckpt_path", best, "--results", "v.json"]) == 0
     with (run_folder / "metrics.csv").open() as file:
@@ -298,6 +318,15 @@ class TestComplaints:
             (["--model", "SASRek"], "did you mean SASRec"),
             (["--model.objective", "NextItems"], "did you mean NextItem"),
             (["--model.objective", "GBCE", "--model.objective.num_negative", "3"], "did you mean num_negatives"),
+            (
+                ["--model.objective.positions", "last"],
+                "add --model.objective NAME; positions is an option of BinaryCrossEntropy",
+            ),
+            (["--model.optimizer.decay", "quadratic"], "decay"),
+            (["--evaluation", "Ranking"], "installed: RankingEvaluation"),
+            (["--evaluation.kss", "[10]"], "did you mean ks"),
+            (["--search", "ExactSaerch"], "did you mean ExactSearch"),
+            (["--model", "Popularity", "--search", "ExactSearch"], "--search"),
             (["--model.max_length", "9"], "use --data.max_length"),
             (["--model.num_items", "9"], "leave it out"),
             (["--model.num_heads", "3"], "hidden_size (8) must be divisible by num_heads (3)"),
