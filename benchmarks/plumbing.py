@@ -14,8 +14,8 @@ It reads source, imports nothing of lightrec's, and prints a table. Definitions:
 * A constructor is wide if it has more than eight parameters, `self` not counted. Every `.py` file of `lightrec/`,
   `plugins/` and `triton_kernels/` is read, but for tests and benchmarks.
 * Rooms are the files and folders directly in `lightrec/`. A room imports another if any of its files does. Imports in
-  functions, under `TYPE_CHECKING` and in strings that name a module count, docstrings do not. A circle is a strongly
-  connected set of rooms. Every folder is also read file by file.
+  functions and under `TYPE_CHECKING` count. A string counts if it is a module's name or code that begins by importing
+  one. A circle is a strongly connected set of rooms. Every folder is also read file by file.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 
 NOT_LEARNED = {"__init__.py", "floors.py", "counting.py"}
 WIDE = 8
+_IN_A_STRING = re.compile(r"(lightrec(?:\.[a-z_0-9]+)+)$|^from (lightrec(?:\.[a-z_0-9]+)+) import ")
 _SECTION = re.compile(r"^\s*(Args|Returns|Raises|Yields|Example|Note|Attributes|Source)s?:\s*$")
 
 
@@ -124,7 +125,7 @@ def modules_named(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            names = re.findall(r"\blightrec(?:\.[a-z_0-9]+)+", node.value)
+            names = [match[1] or match[2] for match in [_IN_A_STRING.match(node.value)] if match]
         yield from (name.partition(".")[2] for name in names if name.startswith("lightrec."))
 
 

@@ -33,7 +33,7 @@ def read_checkpoint(path: str | Path) -> dict:
         The Lightning checkpoint, on the CPU, with a `lightrec` entry of a format that this version knows.
 
     Raises:
-        InputError: there is no such file, or it is damaged, or no checkpoint, or not one of lightrec's, or it holds
+        InputError: there is no such file, or it is damaged, or not a checkpoint, or not one of lightrec's, or it holds
             pickled code.
     """
     path = Path(path)
@@ -42,8 +42,8 @@ def read_checkpoint(path: str | Path) -> dict:
         raise InputError(f"checkpoint {path} {what}: give a file that `lightrec fit` wrote, such as best.ckpt.")
     if not zipfile.is_zipfile(path):
         raise InputError(
-            f"{path} is no checkpoint, or was cut off while it was written or copied ({path.stat().st_size:,} bytes): "
-            "copy it again, or use another checkpoint of the run."
+            f"{path} is not a checkpoint, or was cut off while it was written or copied "
+            f"({path.stat().st_size:,} bytes): copy it again, or use another checkpoint of the run."
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -139,7 +139,7 @@ def test_plug_in_for_this_lightrec_is_accepted(install, requires):
     [
         ("3 = lightrec_new", "it is written for plug-in API 3, this is lightrec"),
         ("3 = lightrec_new\n4 = lightrec_new", "plug-in API 3 and 4"),
-        ("next = lightrec_new", "plug-in API 'next', which is no integer"),
+        ("next = lightrec_new", "plug-in API 'next', which is not an integer"),
         ("2 = lightrec_new", None),
         ("1 = lightrec_new\n2 = lightrec_new", None),
         ("", None),

@@ -14,8 +14,8 @@ class Catalog:
     """External item ids, titles and whatever else is known of items; internal id i belongs to row i - 1.
 
     Args:
-        frame: one row an item in internal order, with a string column `item`, if known a string column `title`, and any
-            other columns.
+        frame: one row per item in internal order: a string column `item`, a string column `title` if titles are known,
+            and any other columns.
     """
 
     def __init__(self, frame: pl.DataFrame):

@@ -94,7 +94,7 @@ class Source(ABC):
             [V, T] float32.
 
         Raises:
-            InputError: there is no text, or the source cannot be had or has another width.
+            InputError: there is no text, or the source is not available or has another width.
         """
         found = self.make(corpus, size, reads, stage)
         return np.concatenate([np.zeros((1, size), np.float32), found])
@@ -152,7 +152,7 @@ class TextEncoder(Source):
         """Makes vectors of texts.
 
         Args:
-            texts: [n]; "" is no text.
+            texts: [n]; "" is not a text.
             size: T, width that is expected.
             reads: how a user spells the options, for error messages.
             progress: told how far it is.
@@ -162,7 +162,7 @@ class TextEncoder(Source):
             [n, T] float32, rows of length 1, zero for no text.
 
         Raises:
-            InputError: the encoder cannot be had, gives another width, or tells no text from another.
+            InputError: the encoder is not available, gives another width, or tells no text from another.
         """
         found = None if kept is None else _read_kept(kept, (len(texts), size))
         if found is not None:

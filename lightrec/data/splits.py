@@ -256,9 +256,7 @@ def _moment(value: str | float, times: np.ndarray, flag: str) -> int:
 
 
 def _not_a_moment(value: str | float, flag: str) -> InputError:
-    return InputError(
-        f"--data.{flag} {value!r} is not a moment: give an ISO date, epoch seconds or a share between 0 and 1."
-    )
+    return InputError(f"--data.{flag} {value!r} is not a date, epoch seconds or a share between 0 and 1.")
 
 
 def date(seconds: int) -> str:

@@ -16,7 +16,7 @@ def incompatibility(dist: metadata.Distribution) -> str | None:
     declared = [point.name for point in dist.entry_points if point.group == API_GROUP]
     for name in declared:
         if not name.isdecimal():
-            return f"it declares plug-in API {name!r}, which is no integer"
+            return f"it declares plug-in API {name!r}, which is not an integer"
     if declared and lightrec.PLUGIN_API not in {int(name) for name in declared}:
         theirs = " and ".join(declared)
         return (

@@ -1,6 +1,6 @@
 """Is one model better than another for the same users? Paired tests of two per-user files.
 
-A file holds one row a user: `user_id` and columns such as `ndcg@10`, as `RankingMetrics.per_user_values` gives them.
+A file holds one row per user: `user_id` and columns such as `ndcg@10`, as `RankingMetrics.per_user_values` gives them.
 Users are paired by id; both files must hold the same users, because a difference over others has no meaning.
 """
 
@@ -147,5 +147,5 @@ def _read(path: str | Path, metric: str) -> pl.DataFrame:
             raise InputError(f"{path} has no column {column}; its columns are {', '.join(frame.columns)}.")
     if frame["user_id"].is_duplicated().any():
         twice = frame.filter(pl.col("user_id").is_duplicated())["user_id"][0]
-        raise InputError(f"{path} has user {twice} more than once: expected one row a user.")
+        raise InputError(f"{path} has user {twice} more than once: expected one row per user.")
     return frame.select("user_id", pl.col(metric).cast(pl.Float64))

@@ -14,7 +14,7 @@ docs/models/hmamba.md; here they have names of their own:
 * `HMambaHalf`: fidelity `released` is the published code, hyperbolic at its input only and scored by an inner product.
   Fidelity `paper` is the listing, which is Mamba4Rec to the letter.
 
-As for Mamba4Rec, training asks at every position of a window instead of once for each prefix, and padding is no class.
+As for Mamba4Rec, training asks at every position of a window instead of once for each prefix. Padding is not a class.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HyperbolicMixer(MambaMixer):
 
     Args:
         hidden_size: D.
-        state_size: numbers of state a channel.
+        state_size: numbers of state per channel.
         conv_size: events that the convolution sees.
         expand: inner channels as a multiple of hidden_size.
         curvature: of the space.

@@ -10,7 +10,7 @@ Differences from the released code, and why:
   `fidelity="released"`. The default keeps the initialisation of Mamba's authors.
 * Training asks at every position of a window instead of once for each prefix (`train_windows: prefixes` with
   `NextItem(positions="last")`): the network is causal, so the targets are the same and one pass serves them all.
-* Padding is no class of the softmax. There its vector is random, is never a target and is ruled out when ranking.
+* Padding is not a class of the softmax. There its vector is random, is never a target and is ruled out when ranking.
 * The scan is `lightrec.ops.selective_scan`, in plain PyTorch or by any kernel that is installed.
 
 As there, one layer has no residual around the mixer and several have: two architectures, chosen by a number.

@@ -61,7 +61,7 @@ class SIGMALayer(nn.Module):
 
     Args:
         hidden_size: D.
-        state_size: numbers of state a channel.
+        state_size: numbers of state per channel.
         conv_size: events that the convolution before the scan sees.
         expand: inner channels as a multiple of hidden_size.
         dropout: of the gates, of the mix and, twice, of the feed-forward network.

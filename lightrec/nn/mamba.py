@@ -53,7 +53,7 @@ class MambaMixer(nn.Module):
 
     Args:
         hidden_size: D, width of the output.
-        state_size: N, numbers of state a channel.
+        state_size: N, numbers of state per channel.
         conv_size: K, events that the convolution sees; 1 leaves a scale and a bias.
         expand: inner channels as a multiple of hidden_size.
         dt_rank: R, width that delta is computed from; None is hidden_size / 16, rounded up.
@@ -215,7 +215,7 @@ class MambaLayer(nn.Module):
 
     Args:
         hidden_size: D.
-        state_size: N, numbers of state a channel.
+        state_size: N, numbers of state per channel.
         conv_size: K, events that the convolution sees.
         expand: inner channels as a multiple of hidden_size.
         dropout: of the mixer's output and, twice, of the feed-forward network.

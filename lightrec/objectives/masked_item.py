@@ -20,7 +20,7 @@ class Cloze(Objective):
 
     Args:
         mask_probability: p; a row of n items hides min(max_masks, max(1, round(n * p))) of them.
-        max_masks: at most so many a row; None is no limit.
+        max_masks: at most so many per row; None sets no limit.
         last_only_share: share of rows where only the last item is hidden, which is what the model is asked later.
 
     Raises:

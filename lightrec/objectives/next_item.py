@@ -67,6 +67,11 @@ class NextItemStates:
         """[B, D], the state after the last input, one of `hidden`."""
         return last_state(self.hidden, self.inputs.lengths)
 
+    @property
+    def last(self) -> Tensor:
+        """[B, D], the state after the last input: one of `hidden` if that was made already, else `query`."""
+        return self.last_hidden if "hidden" in vars(self) else self.query
+
     def rows(self, positions: Positions = "all") -> tuple[Tensor, Tensor]:
         """Returns the states that have a target: hidden [T, D], target_ids [T].
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class SampledObjective(Objective):
 
     def forward(
         self,
-        recommender,
+        recommender: Any,
         batch: Batch,
         states: NextItemStates | None = None,
         negatives: Negatives | None = None,
@@ -50,7 +50,7 @@ class SampledObjective(Objective):
         """Returns the loss as its only term.
 
         Args:
-            recommender: gives states and the item table.
+            recommender: the EncoderRecommender that is trained.
             batch: windows of up to max_length + 1 items.
             states: of this batch, if others share them.
             negatives: what the targets are compared with; None draws them.

@@ -41,7 +41,7 @@ def distance_cross_entropy(
 
     Args:
         rows: [T, M], the left factors of q, for states.
-        items: [V, M], the right factors, one a class.
+        items: [V, M], the right factors, one per class.
         targets: [T] int64, classes in 0..V-1.
         kappa: scalar >= 0, minus the sectional curvature; its gradient here is that at fixed q.
         log_temperature: scalar.
@@ -53,8 +53,8 @@ def distance_cross_entropy(
         Scalar sum, float32 (float64 for float64 input); all products are made in that dtype.
 
     Raises:
-        ValueError: shapes that do not fit, a target that is no class, another power, a kappa that is no finite scalar
-            >= 0 or is learned under a limit.
+        ValueError: shapes that do not fit, a target that is not a class, or another power; a kappa that is not a finite
+            scalar >= 0, or is learned under a limit.
         TypeError: rows that are not floating, targets that are not int64.
     """
     if rows.dim() != 2 or items.dim() != 2 or rows.shape[1] != items.shape[1]:

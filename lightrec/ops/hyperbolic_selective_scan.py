@@ -133,7 +133,7 @@ def exp0(v: Tensor, kappa: Tensor | float) -> Tensor:
         [..., D], dtype of v; computed in float32 (float64 for float64 v).
 
     Raises:
-        ValueError: kappa is no finite scalar >= 0.
+        ValueError: kappa is not a finite scalar >= 0.
         TypeError: vectors that are not floating.
     """
     return _map(v, checked_curvature(kappa, v), "exp0")
@@ -150,7 +150,7 @@ def log0(x: Tensor, kappa: Tensor | float) -> Tensor:
         [..., D] tangent vectors, dtype of x; computed in float32 (float64 for float64 x).
 
     Raises:
-        ValueError: kappa is no finite scalar >= 0.
+        ValueError: kappa is not a finite scalar >= 0.
         TypeError: vectors that are not floating.
     """
     return _map(x, checked_curvature(kappa, x), "log0")

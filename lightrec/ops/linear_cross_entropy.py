@@ -48,7 +48,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: [T, D] states.
-        weight: [V, D] one row a class.
+        weight: [V, D] one row per class.
         targets: [T] int64, classes in 0..V-1.
         bias: [V] or None.
         matmul_dtype: dtype of the three matrix products; None is that of autocast if it is on, else float32. Softmax,
@@ -61,7 +61,7 @@ def linear_cross_entropy(
         Scalar sum (not mean: the caller knows over what to average), float32.
 
     Raises:
-        ValueError: shapes or devices that do not fit, a target that is no class (looked at on the CPU outside of
+        ValueError: shapes or devices that do not fit, a target that is not a class (looked at on the CPU outside of
             compiled graphs: elsewhere that would stall or break them), or an unknown kernel.
         TypeError: dtypes that are not floating or, for targets, int64.
         RuntimeError: a kernel asked for by name cannot run.
@@ -71,7 +71,7 @@ def linear_cross_entropy(
             f"expected hidden [T, D] and weight [V, D], got {list(hidden.shape)} and {list(weight.shape)}."
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {list(bias.shape)} must be {[len(weight)]}, one a class.")
+        raise ValueError(f"bias {list(bias.shape)} must be {[len(weight)]}, one per class.")
     for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating, got {tensor.dtype}.")
@@ -96,7 +96,7 @@ def check_targets(targets: Tensor, rows: Tensor, num_classes: int) -> None:
     """Refuses targets [T] that are not one class, 0..num_classes - 1, for each of rows [T, D].
 
     Raises:
-        ValueError: another shape or device, no class at all, or a number that is no class, if that can be seen.
+        ValueError: another shape or device, no class at all, or a number that is not a class, if that can be seen.
         TypeError: not int64.
     """
     if num_classes < 1:

@@ -48,13 +48,13 @@ class LoadedRecommender:
         """Recommends to people by what they did.
 
         Args:
-            histories: external item ids, oldest first, one list a person. Unknown items are skipped and reported in
+            histories: external item ids, oldest first, one list per person. Unknown items are skipped and reported in
                 `unknown`.
             k: length of the lists.
             exclude_seen: leave the items of a history out of its own list.
 
         Returns:
-            One list a person, best first; empty for a history without a known item.
+            One list per person, best first; empty for a history without a known item.
 
         Raises:
             InputError: k below 1.

@@ -41,7 +41,7 @@ def answer() -> None:
         names = [name for name, _ in checks]
         if unknown := [name for name in job["skip"] if name not in names]:
             near = extensions.suggestion(unknown[0], names) or f"; checks: {', '.join(names)}."
-            raise InputError(f"--skip {unknown[0]!r} is no check of {plugin.kind}{near}")
+            raise InputError(f"--skip {unknown[0]!r} is not a check of {plugin.kind}{near}")
         say({"built": arguments(extensions.load(plugin), job["given"]) if plugin.kind in PARTS else {}})
     except InputError as error:
         say({"error": str(error)})

@@ -1,6 +1,6 @@
 """Which checks apply to a plug-in of each kind, and what they are run with.
 
-A part that is no recommender is put into one: an encoder between an item embedding and the full softmax, an objective
+Parts are tested inside a small recommender: an encoder between an item embedding and the full softmax, an objective
 above a small SASRec.
 """
 
@@ -18,7 +18,7 @@ from torch import nn
 from lightrec import extensions, testing
 from lightrec.configurable import Configurable
 from lightrec.configurable import options as options_of
-from lightrec.errors import InputError
+from lightrec.errors import InputError, Unavailable
 from lightrec.extensions import Plugin
 from lightrec.interfaces import ItemTable, Objective, SequenceEncoder, total
 from lightrec.items.embedding import ItemEmbedding
@@ -255,9 +255,9 @@ def _reading(function: Callable) -> str:
     with tempfile.TemporaryDirectory() as folder:
         try:
             counts = testing.check_source(function, folder)
+        except Unavailable as error:
+            raise Skip(str(error)) from error
         except InputError as error:
-            if "could not be had" in str(error):
-                raise Skip(str(error)) from error
             raise AssertionError(str(error)) from error
     return ", ".join(f"{count:,} {what}" for what, count in counts.items())
 

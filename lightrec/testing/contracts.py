@@ -209,7 +209,7 @@ def check_learns_toy_rule(
             folder, toy_log(num_users=192), max_length=MAX_LENGTH, train_windows=train_windows, with_times=True
         )
         popularity = popularity_ndcg(data)
-        require(popularity < least / 2, f"popularity alone has NDCG@10 {popularity:.2f}: the toy log is no test.")
+        require(popularity < least / 2, f"popularity alone has NDCG@10 {popularity:.2f}: the toy log is not a test.")
         model = factory(data.num_items, data.max_length)
         found = EarlyStopping("val/ndcg@10", mode="max", patience=epochs, stopping_threshold=least)
         trainer = make_trainer(Path(folder), epochs, callbacks=[found], check_val_every_n_epoch=min(10, epochs))

@@ -47,7 +47,7 @@ def check_source(function: Callable[[], Source], folder: str | Path) -> dict[str
 
     Raises:
         AssertionError: the source, or its log, is not what it says.
-        InputError: its file could not be had, or not be read.
+        InputError: its file cannot be found or read.
     """
     source, folder = describe_source(function), Path(folder)
     layout, files = locate(source, folder)

@@ -77,10 +77,10 @@ def test_a_share_is_that_of_the_events_before():
         (None, (2, 3), "needs times .* leave_one_out, which needs only the order"),
         (TIMES, (40, 20), r"--data.val_from \(40\) must come before --data.test_from \(20\)"),
         (TIMES, (0.5, 0.5), "must come before"),
-        (TIMES, ("soon", 20), "--data.val_from 'soon' is not a moment"),
-        (TIMES, (10, "nan"), "--data.test_from 'nan' is not a moment"),
-        (TIMES, (0.5, 1.0), "--data.test_from 1.0 is not a moment"),
-        (TIMES, (-0.1, 20), "is not a moment"),
+        (TIMES, ("soon", 20), "--data.val_from 'soon' is not a date"),
+        (TIMES, (10, "nan"), "--data.test_from 'nan' is not a date"),
+        (TIMES, (0.5, 1.0), "--data.test_from 1.0 is not a date"),
+        (TIMES, (-0.1, 20), "is not a date"),
     ],
 )
 def test_what_cannot_be_cut_is_said(times, cuts, expected):

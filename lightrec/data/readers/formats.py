@@ -194,7 +194,9 @@ def _json_keys(path: Path, lines: list[str]) -> list[str]:
         if isinstance(value, dict):
             keys |= dict.fromkeys(value)
     if not keys:
-        raise InputError(f"{path}: cannot be read as jsonl: {lines[0][:60]!r} is no object; expected one in each line.")
+        raise InputError(
+            f"{path}: cannot be read as jsonl: {lines[0][:60]!r} is not an object; expected one in each line."
+        )
     return list(keys)
 
 

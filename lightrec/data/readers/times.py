@@ -43,7 +43,7 @@ def in_float32(seconds: np.ndarray, fraction: np.ndarray | int, unit: str | None
     Args:
         seconds: [n] int64, whole seconds.
         fraction: [n] int32 or 0, microseconds after them.
-        unit: what `parse_times` found; a time that is no number counts in seconds.
+        unit: what `parse_times` found; a time that is not a number counts in seconds.
 
     Returns:
         [n] float64, seconds.

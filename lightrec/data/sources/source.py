@@ -57,9 +57,9 @@ class Source:
     """Counts that the log must have: users, items, events."""
     note: str = ""
     drop_missing_user: bool = False
-    """Rows without a user are no fault of the file; they are dropped and counted."""
+    """Rows without a user are not a fault of the file; they are dropped and counted."""
     void: tuple[str, str] | None = None
-    """(column, prefix): rows whose text in that column begins so are no events; they are dropped and counted."""
+    """(column, prefix): rows whose text in that column begins so are not events; they are dropped and counted."""
 
 
 def find_source(name: str) -> Source:

@@ -71,7 +71,7 @@ def unpack(
             for.
     """
     if not isinstance(state, dict) or not {"format", "model", "users", "leaves"} <= set(state):
-        raise InputError("this is no state of users: give what StreamingRecommender.export_state returned.")
+        raise InputError("this is not an exported user state: give what StreamingRecommender.export_state returned.")
     if state["format"] != FORMAT:
         raise InputError(f"the state has format {state['format']}, this lightrec reads {FORMAT}: export it again.")
     if state["model"] != model_hash:
@@ -81,7 +81,7 @@ def unpack(
         )
     users, leaves, blank = state["users"], state["leaves"], engine.blank
     if not isinstance(users, list) or not all(isinstance(u, str) for u in users) or len(set(users)) < len(users):
-        raise InputError("the users of the state are no list of different ids: export it again.")
+        raise InputError("the users of the state are not a list of different ids: export it again.")
     fits = (
         isinstance(leaves, list)
         and len(leaves) == len(blank)
@@ -163,5 +163,6 @@ def read_state(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         detail = " ".join(str(error).split())[:100]
         raise InputError(
-            f"{path} is no state of users, or is damaged ({detail}): write it again with StreamingRecommender.save."
+            f"{path} is not an exported user state, or is damaged ({detail}): write it again with "
+            "StreamingRecommender.save."
         ) from error

@@ -175,7 +175,7 @@ class StreamingRecommender:
             exclude_seen: leave out what the user has seen.
 
         Returns:
-            One list a user, best first; empty for a user without a known event.
+            One list per user, best first; empty for a user without a known event.
 
         Raises:
             InputError: k below 1; seen items are to be excluded and none are remembered; or `on_miss` returned a state
