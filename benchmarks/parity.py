@@ -104,6 +104,7 @@ MODELS = {
     "ReaRec, attention, PRL, paper": ATTENTIVE + PRL + "--model.objective.form paper " + AT_LAST,
     "ReaRec, attention, PRL, all": ATTENTIVE + PRL + AT_ALL,
     "ReaRec, both directions, ERL": BIDIRECTIONAL + ERL + AT_LAST,
+    "ReaRec, both directions, no dropout": BIDIRECTIONAL + "--model.encoder.dropout 0 " + ERL + AT_LAST,
     "ReaRec, recurrent, ERL": RECURRENT + ERL + AT_LAST,
     "ReaRec, recurrent, PRL": RECURRENT + PRL + AT_LAST,
     "ReaRec, recurrent, PRL, all": RECURRENT + PRL + AT_ALL,
@@ -117,7 +118,8 @@ MODELS = {
     "SRACL, collaborative": SRACL + "--model.objective.text collaborative",
     "UniRec": "--model UniRec " + SMALL + TIMES,
     "IDNP": "--model IDNP " + NARROW + TIMES,
-    "IDNP, one path": "--model IDNP --model.latent false --model.objective.distance kl " + NARROW + TIMES,
+    "IDNP, one path": "--model IDNP --model.latent false --model.objective NeuralProcess "
+    "--model.objective.distance kl " + NARROW + TIMES,
     "SampledSoftmax, position": SAMPLED + "--model.objective.shared position --model.objective.exclude window",
     "SampledSoftmax, row": SAMPLED + "--model.objective.shared row --model.objective.exclude window",
     "SampledSoftmax, batch": SAMPLED + "--model.objective.shared batch --model.objective.exclude target",
