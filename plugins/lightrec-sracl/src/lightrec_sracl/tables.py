@@ -1,4 +1,4 @@
-"""Who is similar to whom: the tables of neighbours, made from the training part only, and kept in a file.
+"""Who is similar to whom: the tables of neighbours, how they are made from the training part, and their file.
 
 Shapes: N items, M entries of the pool of histories, k neighbours, T width of text vectors.
 """
@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightrec.data.features import Stage, silent
+from lightrec.data.nearest import nearest
 from lightrec.errors import InputError
+from lightrec.files import written_whole
 
 Pool = Literal["users", "prefixes"]
 FORMAT = 1
-_BLOCK = 256
 _PRIME = 6364136223846793005  # odd, so that no position is lost modulo 2**64
 
 
@@ -55,7 +54,9 @@ class Tables:
         return Tables(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
 
 
-def training_pool(begin: np.ndarray, end: np.ndarray, user: np.ndarray, max_length: int, pool: Pool):
+def training_pool(
+    begin: np.ndarray, end: np.ndarray, user: np.ndarray, max_length: int, pool: Pool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts the training part into the histories that can be retrieved: begin, end and user [M] each.
 
     `users` has one entry for everybody, the latest max_length training events; `prefixes` one for every prefix that has
@@ -82,49 +83,40 @@ def history_vectors(items: np.ndarray, begin: np.ndarray, end: np.ndarray, vecto
     return np.divide(out, norm, out=np.zeros_like(out), where=norm > 1e-8)
 
 
-def nearest(
+def retrieve(
+    log: np.ndarray,
+    pool: tuple[np.ndarray, np.ndarray, np.ndarray],
     vectors: np.ndarray,
-    k: int,
-    group: np.ndarray | None = None,
-    allowed: np.ndarray | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Finds the k most similar rows of each row by cosine, exactly, in blocks of rows.
+    num_neighbours: int,
+    known: np.ndarray | None = None,
+    exclude_same_user: bool = True,
+    stage: Stage = silent,
+) -> Tables:
+    """Finds the neighbours of items and of histories.
 
     Args:
-        vectors: [n, T], rows of length 1; a zero row has no neighbours and is none.
-        k: how many.
-        group: [n], rows of one group are not neighbours of each other; None: only a row itself is not.
-        allowed: [n] bool, rows that may be found; None is all.
-        progress: told how far it is.
-
-    Returns:
-        [n, k] int64, nearest first, -1 where there are no more.
+        log: [E] item ids of the events that histories point into.
+        pool: begin, end and user [M] each, of the histories that can be retrieved.
+        vectors: [N + 1, T], text vectors of items.
+        num_neighbours: k.
+        known: [N + 1] bool, items that may be put into a history; None is all.
+        exclude_same_user: do not retrieve another history of the same user.
+        stage: is told how far the work is.
     """
-    n = len(vectors)
-    table = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
-    has = np.abs(vectors).sum(1) > 0
-    places = np.flatnonzero(has if allowed is None else has & allowed)
-    columns, out = table[torch.from_numpy(places)].T.contiguous(), np.full((n, k), -1, np.int64)
-    label = np.arange(n) if group is None else np.asarray(group)
-    order = np.argsort(label[places], kind="stable")  # columns of one group, side by side
-    sorted_labels = label[places][order]
-    first, last = (np.searchsorted(sorted_labels, label, side) for side in ("left", "right"))
-    rows = np.flatnonzero(has)
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        scores = table[torch.from_numpy(block)] @ columns
-        mine = first[block], last[block]
-        counts = mine[1] - mine[0]
-        own = order[np.repeat(mine[0] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())]
-        scores[torch.from_numpy(np.repeat(np.arange(len(block)), counts)), torch.from_numpy(own)] = -torch.inf
-        found = scores.topk(min(k, scores.shape[1]))
-        ids = places[found.indices.numpy()]
-        ids[found.values.numpy() == -np.inf] = -1
-        out[block, : ids.shape[1]] = ids
-        if progress is not None:
-            progress(start + len(block), len(rows))
-    return out
+    begin, end, user = pool
+    progress = stage(f"similar items of {len(vectors) - 1:,}")
+    near = nearest(vectors, num_neighbours, allowed=known, progress=progress)
+    histories = history_vectors(log, begin, end, vectors)
+    progress = stage(f"similar histories of {len(begin):,}")
+    found = nearest(histories, num_neighbours, group=user if exclude_same_user else None, progress=progress)
+    return Tables(
+        item_neighbours=torch.from_numpy(np.maximum(near, 0)),
+        begin=torch.from_numpy(begin.astype(np.int64)),
+        end=torch.from_numpy(end.astype(np.int64)),
+        user=torch.from_numpy(user.astype(np.int64)),
+        neighbours=torch.from_numpy(found),
+        vectors=torch.from_numpy(histories.astype(np.float16)),
+    )
 
 
 def window_keys(items: Tensor, lengths: Tensor, users: Tensor) -> Tensor:
@@ -138,15 +130,6 @@ def window_keys(items: Tensor, lengths: Tensor, users: Tensor) -> Tensor:
 def fingerprint(facts: dict) -> str:
     """The hash of everything that a table depends on."""
     return hashlib.sha256(json.dumps({"format": FORMAT, **facts}, sort_keys=True).encode()).hexdigest()
-
-
-def file_hash(path: str) -> str:
-    """The hash of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def split_hash(begin: np.ndarray, end: np.ndarray, user: np.ndarray) -> str:
@@ -164,17 +147,11 @@ def save(path: Path, tables: Tables, facts: dict) -> None:
         InputError: the disk is full or cannot be written.
     """
     arrays = {name: getattr(tables, name).numpy() for name in Tables.__dataclass_fields__}
-    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            part = file.name
+        with written_whole(path) as part, part.open("wb") as file:
             np.savez(file, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
     except OSError as error:
-        if part is not None and os.path.exists(part):
-            os.unlink(part)
         raise InputError(f"{path}: cannot be written: {error}; free some space or set --data.cache_dir.") from error
 
 
