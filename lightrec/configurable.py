@@ -83,8 +83,8 @@ class Configurable:
     """{argument: limit}, for arguments of this class; a subclass adds its own."""
     prefix: ClassVar[str] = ""
     """What stands before the name of an argument in a message, such as `--data.` of a flag."""
-    network: ClassVar[type | None] = None
-    """The class that `**network` is passed on to."""
+    network: ClassVar[type]
+    """The class that `**network` is passed on to. Without a value here, so that a module may be called so, too."""
     fixed: ClassVar[tuple[str, ...]] = ()
     """Options of `network` that the constructor decides itself."""
 
