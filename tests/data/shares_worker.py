@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 from lightrec.data.datamodule import SequenceDataModule
-from lightrec.data.options import Cleaning, Protocol
+from lightrec.data.options import Cleaning, LogFile, Protocol
 
 BATCH = 12  # rows of a global batch: both 2 and 3 processes share it evenly
 
@@ -23,6 +23,10 @@ class Recorder(L.LightningModule):
 
     def note(self, stage: str, batch) -> None:
         self.seen[stage].append((self.current_epoch, batch.user_ids.tolist()))
+        kind = batch.columns["kind"]
+        assert kind.per == "position" and kind.values.device == batch.item_ids.device
+        pairs = zip(batch.item_ids.flatten().tolist(), kind.values.flatten().tolist(), strict=True)
+        self.seen.setdefault("kinds", []).append((stage, sorted(set(pairs))))
 
     def training_step(self, batch, batch_idx):
         self.note("fit", batch)
@@ -45,8 +49,9 @@ class Recorder(L.LightningModule):
 
 def run(folder: Path, world: int, users: int) -> None:
     """Fits, tests and predicts; users have from 3 events on, and one has two."""
-    lines = ["user,item", *(f"u{u},i{(5 * u + t * t) % 140}" for u in range(users) for t in range(u % 30 + 3))]
-    lines += ["short,i1", "short,i2", *(f"many,i{i}" for i in range(140))]
+    events = [(f"u{u}", (5 * u + t * t) % 140) for u in range(users) for t in range(u % 30 + 3)]
+    events += [("short", 1), ("short", 2), *(("many", i) for i in range(140))]
+    lines = ["user,item,kind", *(f"{user},i{item},kind-{item}" for user, item in events)]  # a kind for each item
     path = folder / f"{users}.csv"
     path.write_text("\n".join(lines) + "\n")
     model = Recorder()
@@ -66,6 +71,7 @@ def run(folder: Path, world: int, users: int) -> None:
 
     def data(**options):
         cleaning, sizes = Cleaning(min_item_events=1), {"batch_size": BATCH // world, **options}
+        sizes["log"] = LogFile(event_columns=["kind"])
         return SequenceDataModule(path=str(path), cleaning=cleaning, cache_dir=str(folder / "cache"), **sizes)
 
     trainer.fit(model, datamodule=data())

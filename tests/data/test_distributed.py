@@ -77,3 +77,13 @@ def test_candidates_depend_neither_on_batches_nor_on_processes(given, world):
         return found
 
     assert len(drawn(1)) == 59 and drawn(world) == drawn(1)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_columns_stay_with_their_events_in_every_process(given, world):
+    for users in RUNS:
+        reports = [report for stage in ("fit", "test", "predict") for report in given[users, stage, world]]
+        pairs = {tuple(pair) for report in reports for _, found in report["kinds"] for pair in found}
+        items, kinds = zip(*pairs, strict=True)
+        assert len(set(items)) == len(set(kinds)) == len(pairs) > 50  # each item has one kind, and padding has 0
+        assert all((item == 0) == (kind == 0) for item, kind in pairs)
