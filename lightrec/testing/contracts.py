@@ -298,7 +298,10 @@ def check_config_round_trip(factory: Factory) -> None:
 
 @torch.no_grad()
 def check_steps(factory: Factory) -> None:
-    """An encoder that goes on event by event reaches the states that it computes for a whole history."""
+    """An encoder that goes on event by event reaches the states that it computes for a whole history.
+
+    From the state that `read` leaves it goes on as from the one that its steps leave.
+    """
     with quiet(seed=10):
         model, batch = ready(factory), sample_batch()
         encoder = model.encoder
@@ -312,6 +315,18 @@ def check_steps(factory: Factory) -> None:
                 torch.allclose(hidden[real], whole[real, t], **CLOSE),
                 f"{named(encoder)}.step differs from mix at position {t} by {gap(hidden[real], whole[real, t]):.2g}.",
             )
+        last, state = encoder.read(history)
+        require(
+            torch.allclose(last, history.last(whole), **CLOSE),
+            f"{named(encoder)}.read differs from mix by {gap(last, history.last(whole)):.2g} after the last item.",
+        )
+        _, stepped = SequenceEncoder.read(encoder, history)
+        found, expected = (encoder.step(x[:, 0], reached)[0] for reached in (state, stepped))
+        require(
+            torch.allclose(found, expected, **CLOSE),
+            f"{named(encoder)}.read leaves another state than its steps: the next one differs by "
+            f"{gap(found, expected):.2g}.",
+        )
 
 
 def has_step_form(encoder: SequenceEncoder) -> bool:

@@ -45,6 +45,10 @@ class LastItemEncoder(SequenceEncoder):
             return y + self.unsaved
         return y
 
+    def read(self, history: History) -> tuple[Tensor, Tensor]:
+        last, state = super().read(history)
+        return (2 * last if self.fault == "read" else last), state
+
     def init_state(self, batch_size: int, device=None) -> Tensor:
         return torch.zeros(batch_size, 0)
 
@@ -167,6 +171,7 @@ def test_a_right_model_passes_and_says_what_was_checked():
         (testing.check_seen_items_excluded, "unsorted", "not sorted by score"),
         (testing.check_seen_items_excluded, "half precision", "torch.float16: expected int64 ids, float32 scores"),
         (testing.check_steps, "step", "LastItemEncoder.step differs from mix at position 0"),
+        (testing.check_steps, "read", "LastItemEncoder.read differs from mix"),
         (testing.check_top_k_matches_full_scores, "bad scores", "differs from sorting all scores"),
     ],
 )
