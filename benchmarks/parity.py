@@ -111,6 +111,7 @@ MODELS = {
     "ReaRec, Mamba, ERL": SELECTIVE + ERL + AT_LAST,
     "ReaRec, Mamba, PRL": SELECTIVE + PRL + AT_LAST,
     "ReaRec, Mamba, ERL, all": SELECTIVE + ERL + AT_ALL,
+    "ReaRec, HMamba, ERL": SELECTIVE.replace("Mamba4RecEncoder", "HMambaEncoder") + ERL + AT_LAST,
     "SRACL": SRACL,
     "SRACL, paper": SRACL + "--model.objective.form paper --model.objective.synthesis mean",
     "SRACL, prefixes": SRACL + "--model.objective.pool prefixes --model.objective.exclude_same_user false "
