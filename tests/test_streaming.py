@@ -376,7 +376,7 @@ def test_damaged_states_are_refused_and_change_nothing(tmp_path):
     state = stream.export_state()
     hidden = state["leaves"][-1]
     wrong = {
-        "no state": [1, 2],
+        "not an exported user state": [1, 2],
         "format 9": _damaged(state, format=9),
         "different ids": _damaged(state, users=["ann", "ann"]),
         "shapes": _damaged(state, leaves=[leaf[:1] for leaf in state["leaves"]]),

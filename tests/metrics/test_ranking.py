@@ -141,11 +141,11 @@ def test_a_batch_without_rows_adds_nothing():
     assert all(metrics.compute()[name] == value for name, value in before.items())
 
 
-def test_without_connect_only_what_needs_no_counts_is_computed():
+def test_without_a_catalog_only_what_needs_no_counts_is_computed():
     metrics = RankingMetrics(ks=(5,))
     metrics.update(*random_rows(5))
     assert set(metrics.compute()) == {"hr@5", "ndcg@5", "mrr@5"}
-    with pytest.raises(RuntimeError, match="connect"):
+    with pytest.raises(RuntimeError, match="set_catalog"):
         RankingMetrics(ks=(5,), cohorts=True).update(*random_rows(5))
 
 
