@@ -64,7 +64,6 @@ class ShortConv(EncoderRecommender):
         num_items: size of the catalog; told by the data.
         hidden_size: D.
         optimizer: how it is trained.
-        **network: of `ShortConvEncoder`.
     """
 
     network = ShortConvEncoder

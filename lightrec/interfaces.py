@@ -216,7 +216,7 @@ class Objective(Part, ABC):
     """
 
     @abstractmethod
-    def forward(self, recommender, batch: Batch, states: Any = None) -> Losses:
+    def forward(self, recommender: Any, batch: Batch, states: Any = None) -> Losses:
         """Returns the named terms of the loss.
 
         Args:

@@ -126,6 +126,8 @@ class BERT4RecEncoder(AttentionEncoder):
 class BERT4Rec(EncoderRecommender):
     """Bidirectional self-attention, trained to fill in hidden items; asked for one hidden item after the history.
 
+    Further options are those of `BERT4RecEncoder`.
+
     Args:
         num_items: size of the catalog.
         max_length: longest history that is read.
@@ -136,7 +138,6 @@ class BERT4Rec(EncoderRecommender):
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is Cloze with a fifth of the items hidden.
         optimizer: how it is trained.
-        **network: of `BERT4RecEncoder`.
     """
 
     network = BERT4RecEncoder

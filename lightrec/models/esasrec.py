@@ -106,13 +106,14 @@ class LiGREncoder(AttentionEncoder):
 class ESASRec(EncoderRecommender):
     """LiGR layers over the history, trained with sampled softmax.
 
+    Further options are those of `LiGREncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the softmax over the target and 256 uniform negatives per position.
         optimizer: how it is trained.
-        **network: of `LiGREncoder`.
     """
 
     network = LiGREncoder

@@ -102,13 +102,14 @@ class GRU4RecEncoder(SequenceEncoder):
 class GRU4Rec(EncoderRecommender):
     """The sequence form: a recurrent network over the history, trained with the full softmax at every position.
 
+    Further options are those of `GRU4RecEncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the full softmax at every position.
         optimizer: how it is trained.
-        **network: of `GRU4RecEncoder`.
     """
 
     network = GRU4RecEncoder
@@ -133,6 +134,8 @@ class GRU4Rec(EncoderRecommender):
 class GRU4RecSession(EncoderRecommender):
     """The official, session-parallel form; needs `train_windows: sessions`, with batch_size sessions side by side.
 
+    Further options are those of `SessionParallel`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D, width of item vectors and of the recurrent state.
@@ -144,7 +147,6 @@ class GRU4RecSession(EncoderRecommender):
         alpha: samples are drawn with probability count ** alpha.
         log_q: cross-entropy: strength of the correction for popularity.
         optimizer: how it is trained.
-        **loss_options: of `SessionParallel`.
     """
 
     network = SessionParallel

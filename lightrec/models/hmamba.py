@@ -187,6 +187,8 @@ class _DistanceRecommender(EncoderRecommender):
 class HMamba(_DistanceRecommender):
     """Mamba over tangent vectors, scored by hyperbolic distance, trained with the full softmax.
 
+    Further options are those of `HMambaEncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
@@ -199,7 +201,6 @@ class HMamba(_DistanceRecommender):
         cap: bound of sqrt(kappa) times the norm of a tangent vector, approached smoothly.
         objective: what is trained; None is the full softmax at every position.
         optimizer: how it is trained.
-        **network: of `HMambaEncoder`.
     """
 
     network = HMambaEncoder
@@ -271,6 +272,8 @@ class PointNorm(Objective):
 class HMambaFull(_DistanceRecommender):
     """The Full variant: the network reads coordinates of points, and its output is a point.
 
+    Further options are those of `HMambaEncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
@@ -281,7 +284,6 @@ class HMambaFull(_DistanceRecommender):
         norm_reg: weight of the mean norm of the input points in the loss (`released`).
         objective: what is trained beside it; None is the full softmax at every position.
         optimizer: how it is trained.
-        **network: of `HMambaEncoder`.
 
     Raises:
         InputError: another curvature than 1 with `released`, or a width at which its clip leaves no gradient.
@@ -330,6 +332,8 @@ class HMambaFull(_DistanceRecommender):
 class HMambaHalf(EncoderRecommender):
     """The Half variant: scored by an inner product.
 
+    Further options are those of `HMambaEncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
@@ -339,7 +343,6 @@ class HMambaHalf(EncoderRecommender):
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the full softmax at every position.
         optimizer: how it is trained.
-        **network: of `HMambaEncoder`.
     """
 
     network = HMambaEncoder

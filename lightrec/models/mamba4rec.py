@@ -75,13 +75,14 @@ class Mamba4RecEncoder(MambaStack):
 class Mamba4Rec(EncoderRecommender):
     """A selective state-space model over the history, trained with the full softmax.
 
+    Further options are those of `Mamba4RecEncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the full softmax at every position.
         optimizer: how it is trained.
-        **network: of `Mamba4RecEncoder`.
     """
 
     network = Mamba4RecEncoder

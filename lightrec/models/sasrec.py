@@ -111,6 +111,8 @@ class SASRecEncoder(AttentionEncoder):
 class SASRec(EncoderRecommender):
     """Self-attention over the history, trained with the full softmax.
 
+    Further options are those of `SASRecEncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
@@ -118,7 +120,6 @@ class SASRec(EncoderRecommender):
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the full softmax at every position.
         optimizer: how it is trained.
-        **network: of `SASRecEncoder`.
     """
 
     network = SASRecEncoder

@@ -232,6 +232,8 @@ class SIGMAEncoder(SequenceEncoder):
 class SIGMA(EncoderRecommender):
     """A gated Mamba in two directions beside a GRU, trained with the full softmax on prefixes.
 
+    Further options are those of `SIGMAEncoder`.
+
     Args:
         num_items: size of the catalog.
         max_length: longest history that is read; the width of padded rows under fidelity `released`, else not used.
@@ -239,7 +241,6 @@ class SIGMA(EncoderRecommender):
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the full softmax at the end of each row, for `train_windows: prefixes`.
         optimizer: how it is trained.
-        **network: of `SIGMAEncoder`.
 
     Raises:
         InputError: an objective that asks at all positions, which would leak the targets.

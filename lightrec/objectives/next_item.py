@@ -47,7 +47,7 @@ class NextItemStates:
         batch: windows of up to max_length + 1 items.
     """
 
-    def __init__(self, recommender, batch: Batch):
+    def __init__(self, recommender: Any, batch: Batch):
         self.recommender, self.batch = recommender, batch
         self.inputs, self.next_ids = next_item_pairs(batch)
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}

@@ -224,6 +224,8 @@ class Uncertain(NamedTuple):
 class IDNP(EncoderRecommender):
     """Interest dynamics with a neural process.
 
+    Further options are those of `IDNPEncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
@@ -232,7 +234,6 @@ class IDNP(EncoderRecommender):
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the evidence bound.
         optimizer: how it is trained.
-        **network: of `IDNPEncoder`.
     """
 
     network = IDNPEncoder

@@ -40,6 +40,8 @@ _SHORTEST = 0.8  # of the longest row that is encoded with it: the rest of a row
 class SRACL(Objective):
     """Any objective, with positives retrieved by text.
 
+    Further options are those of `Neighbours`.
+
     Args:
         objective: what is trained beside; None is the next item, by full softmax at every position.
         hidden_size: D, as the model has it.
@@ -53,7 +55,6 @@ class SRACL(Objective):
         temperature: divides inner products in both losses.
         fidelity: of both losses: `released`, the 2 B vectors of a batch are each other's negatives; `paper`, a row asks
             and the positives of the other rows are its negatives.
-        **network: of `Neighbours`, the retrieval.
     """
 
     network = Neighbours

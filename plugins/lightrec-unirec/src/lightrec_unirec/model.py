@@ -317,13 +317,14 @@ class DualEnhancement(Objective):
 class UniRec(EncoderRecommender):
     """Uniformity of sequences, frequency of items, and time in several dimensions.
 
+    Further options are those of `UniRecEncoder`.
+
     Args:
         num_items: size of the catalog.
         hidden_size: D.
         head_dtype: dtype of the products with the catalog while training; None is float32, or that of autocast.
         objective: what is trained; None is the dual enhancement.
         optimizer: how it is trained.
-        **network: of `UniRecEncoder`.
     """
 
     network = UniRecEncoder
