@@ -22,10 +22,8 @@ _WARNINGS = (
     r".*LeafSpec.*deprecated.*",
     r".*`training_step` returned `None`.*",
     r".*The `srun` command is available.*",
-    r".*LightningCLI's args parameter.*",
     r".*resuming from a checkpoint that ended before the epoch ended.*",
     r".*dirpath has changed from.*",
-    r".*You are using `torch\.load` with `weights_only=False`.*",
     r".*Trying to infer the `batch_size`.*",
     r".*GPU available but not used.*",
 )
