@@ -30,6 +30,7 @@ RENAMED = (
     ),
     Renamed("head_dtype", "model.head_dtype"),
     Renamed("head_dtype", "model.items.head_dtype"),
+    Renamed("use_times", "model.use_times"),
     Renamed("compat", "fidelity", {"algorithm1": "paper"}),
     Renamed("form", "fidelity", {"code": "released"}),
     Renamed("init", "fidelity", {"mamba": "ours"}),

@@ -335,3 +335,9 @@ def test_a_log_without_times_is_told_what_to_choose_and_then_trains(toy, capsys)
         assert main([*timeless, *flags]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
     assert main([*timeless, "--data.with_times", "false", "--model.use_times", "false"]) == 0
+
+
+def test_the_old_place_of_use_times_is_answered_with_the_new(toy, capsys):
+    flags = ["--model", "UniRec", "--model.objective", "DualEnhancement", "--model.objective.use_times", "false"]
+    assert main(["fit", *flags, *toy, "timeless.csv"]) == 2
+    assert "--model.objective.use_times is now --model.use_times" in " ".join(capsys.readouterr().err.split())
