@@ -100,7 +100,7 @@ def _read(folder: Path) -> dict[str, Any]:
         remedy = f"lightrec test --ckpt_path {folder / 'checkpoints' / 'best.ckpt'}"
         raise InputError(f"{path}: {error.strerror}; `{remedy}` writes it.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no file of results ({type(error).__name__}: {error}).") from error
+        raise InputError(f"{path} is not a file of results ({type(error).__name__}: {error}).") from error
 
 
 def _check_shared(rows: list[Row]) -> None:

@@ -58,7 +58,7 @@ def explain(message: str, flags: list[str], configs: list[tuple[str, dict]]) -> 
     if found := _last(_NO_IMPORT, message):
         return f"{found[1]} cannot be imported: {found[2]}; see `lightrec plugins list` for what is installed."
     if found := _NO_SUBCLASS.search(message):
-        return f"--{_flag(message)} {_value(message)} is no {found[2]}; see `lightrec plugins list` for what there is."
+        return f"--{_flag(message)} {_value(message)} is not a {found[2]}; see `lightrec plugins list`."
     if _KEY.search(message) and (expected := _expected(message)):
         return f"--{_flag(message)} cannot be {_value(message)}; expected {expected}."
     return " ".join(message.split())[:400]

@@ -1,4 +1,4 @@
-"""`lightrec plugins check NAME`: runs the contracts on an installed plug-in and prints a verdict, a line a check.
+"""`lightrec plugins check NAME`: runs the contracts on an installed plug-in and prints a verdict, one line per check.
 
 The checks run in another process, so that one that hangs or takes its process down is a line of the verdict, too. What
 they are for each kind of plug-in, and what they are run with, is in `lightrec.testing.check_selection`.

@@ -73,7 +73,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(runs, tmp_path, 
     (tmp_path / "empty").mkdir()
     assert "lightrec test --ckpt_path" in complaint("compare", str(tmp_path / "empty"))
     (tmp_path / "results.json").write_text("[]")
-    assert "is no file of results" in complaint("compare", str(tmp_path / "results.json"))
+    assert "is not a file of results" in complaint("compare", str(tmp_path / "results.json"))
     assert "has no ndcg@7; it has hr@1" in complaint("compare", str(runs / "one"), "--metrics", "ndcg@7")
     shutil.copytree(runs / "one", tmp_path / "bare")
     (tmp_path / "bare" / "per-user.parquet").unlink()
