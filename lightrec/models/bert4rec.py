@@ -101,20 +101,17 @@ class BERT4RecEncoder(AttentionEncoder):
         causal: bool = False,
         std: float = 0.02,
     ):
-        super().__init__(
-            LearnedPositions(max_length, hidden_size),
-            [
-                PostNorm(
-                    hidden_size,
-                    MultiHeadAttention(hidden_size, num_heads, attention_dropout, causal),
-                    FeedForward(hidden_size, inner_size or 4 * hidden_size, activation=activation),
-                    dropout,
-                )
-                for _ in range(num_layers)
-            ],
-            dropout,
-            input_norm=nn.LayerNorm(hidden_size),
-        )
+        positions = LearnedPositions(max_length, hidden_size)
+        blocks = [
+            PostNorm(
+                hidden_size,
+                MultiHeadAttention(hidden_size, num_heads, attention_dropout, causal),
+                FeedForward(hidden_size, inner_size or 4 * hidden_size, activation=activation),
+                dropout,
+            )
+            for _ in range(num_layers)
+        ]
+        super().__init__(positions, blocks, dropout, input_norm=nn.LayerNorm(hidden_size))
         self.causal = causal
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -82,19 +82,17 @@ class LiGREncoder(AttentionEncoder):
         attention_dropout: float = 0.0,
         expand: int = 4,
     ):
-        super().__init__(
-            LearnedPositions(max_length, hidden_size),
-            [
-                GatedPreNorm(
-                    hidden_size,
-                    MultiHeadAttention(hidden_size, num_heads, attention_dropout),
-                    SwiGLU(hidden_size, expand * hidden_size, dropout),
-                    dropout,
-                )
-                for _ in range(num_layers)
-            ],
-            dropout,
-        )
+        positions = LearnedPositions(max_length, hidden_size)
+        blocks = [
+            GatedPreNorm(
+                hidden_size,
+                MultiHeadAttention(hidden_size, num_heads, attention_dropout),
+                SwiGLU(hidden_size, expand * hidden_size, dropout),
+                dropout,
+            )
+            for _ in range(num_layers)
+        ]
+        super().__init__(positions, blocks, dropout)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)

@@ -136,21 +136,17 @@ class HMambaEncoder(MambaStack):
         used = factor != "none" or inputs == "points"
         curvature = Curvature(kappa, learn_kappa and used)
         input_size = hidden_size + (inputs != "tangent")
-        super().__init__(
-            hidden_size,
-            [
-                MambaLayer(
-                    hidden_size,
-                    dropout=dropout,
-                    residual=num_layers > 1,
-                    init=init,
-                    mixer=HyperbolicMixer(
-                        hidden_size, state_size, conv_size, expand, curvature, factor, init, input_size
-                    ),
-                )
-                for _ in range(num_layers)
-            ],
-        )
+        layers = [
+            MambaLayer(
+                hidden_size,
+                dropout=dropout,
+                residual=num_layers > 1,
+                init=init,
+                mixer=HyperbolicMixer(hidden_size, state_size, conv_size, expand, curvature, factor, init, input_size),
+            )
+            for _ in range(num_layers)
+        ]
+        super().__init__(hidden_size, layers)
         self.inputs, self.curvature = inputs, curvature
         self.norm = nn.Identity() if inputs == "points" else nn.LayerNorm(input_size, 1e-12)
         self.dropout = Dropout(dropout)

@@ -58,13 +58,11 @@ class Mamba4RecEncoder(MambaStack):
         fidelity: Literal["ours", "released"] = "ours",
     ):
         init, residual = "normal" if fidelity == "released" else "mamba", num_layers > 1
-        super().__init__(
-            hidden_size,
-            [
-                MambaLayer(hidden_size, state_size, conv_size, expand, dropout, residual, init=init)
-                for _ in range(num_layers)
-            ],
-        )
+        layers = [
+            MambaLayer(hidden_size, state_size, conv_size, expand, dropout, residual, init=init)
+            for _ in range(num_layers)
+        ]
+        super().__init__(hidden_size, layers)
         self.norm = nn.LayerNorm(hidden_size, 1e-12)
         self.dropout = Dropout(dropout)
 

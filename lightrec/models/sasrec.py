@@ -78,22 +78,19 @@ class SASRecEncoder(AttentionEncoder):
             raise ValueError(f"fidelity='released' is the block `query_norm`, got variant {variant!r}.")
         post_norm, eps = variant == "post_norm", _NORM_EPS[variant]
         norm = nn.LayerNorm(hidden_size, eps)
-        super().__init__(
-            LearnedPositions(max_length, hidden_size),
-            [
-                _BLOCKS[variant](
-                    hidden_size,
-                    MultiHeadAttention(hidden_size, num_heads, attention_dropout, output=fidelity == "ours"),
-                    FeedForward(hidden_size, inner_size or hidden_size, 0.0 if post_norm else dropout, activation),
-                    dropout,
-                    eps,
-                )
-                for _ in range(num_layers)
-            ],
-            dropout,
-            input_norm=norm if post_norm else None,
-            output_norm=None if post_norm else norm,
-        )
+        positions = LearnedPositions(max_length, hidden_size)
+        blocks = [
+            _BLOCKS[variant](
+                hidden_size,
+                MultiHeadAttention(hidden_size, num_heads, attention_dropout, output=fidelity == "ours"),
+                FeedForward(hidden_size, inner_size or hidden_size, 0.0 if post_norm else dropout, activation),
+                dropout,
+                eps,
+            )
+            for _ in range(num_layers)
+        ]
+        norms = (norm, None) if post_norm else (None, norm)
+        super().__init__(positions, blocks, dropout, *norms)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 if post_norm:
