@@ -66,6 +66,7 @@ def _list(argv: list[str]) -> int:
 
 def _describe(action: str, argv: list[str]) -> int:
     from lightrec.cli.log_filter import quiet
+    from lightrec.data.readers import ReadAs
 
     quiet()
     as_json = "--json" in argv
@@ -76,13 +77,17 @@ def _describe(action: str, argv: list[str]) -> int:
         seconds = time.monotonic() - began
         size = f"{data.num_users:,} users, {data.num_items:,} items, {len(prepared.items):,} events"
         print(f"{prepared.meta['title']}: {size}; {seconds:.1f} s; {prepared.path}")
+        print(*ReadAs.from_meta(prepared.meta).lines(), sep="\n")
         return 0
     facts = statistics(data)
     if as_json:
         print(json.dumps(facts, indent=2))
         return 0
     for name, value in facts.items():
-        _print(name, value)
+        if name == "read as":
+            print(*ReadAs(**value).lines(), sep="\n")
+        else:
+            _print(name, value)
     return 0
 
 
@@ -117,13 +122,13 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
     """Describes data in numbers.
 
     Returns:
-        Counts at every step of the preparation, sparsity, date range, percentiles of history length and of events per
-        item, share of events with the time of the one before, and of those with its float32, licence and hashes;
-        primitives.
+        What the log was read as, counts at every step of the preparation, sparsity, date range, percentiles of history
+        length and of events per item, share of events with the time of the one before, in whole seconds and in float32
+        too, licence and hashes; primitives.
     """
     import numpy as np
 
-    from lightrec.data.readers import in_float32
+    from lightrec.data.readers import ReadAs, in_float32
 
     prepared, meta = data.prepared, data.prepared.meta
     items, offsets = np.asarray(prepared.items), np.asarray(prepared.offsets)
@@ -132,6 +137,7 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
     head = int(np.searchsorted(np.cumsum(popularity[::-1]), len(items) / 2)) + 1
     facts: dict[str, Any] = {
         "title": meta["title"],
+        "read as": ReadAs.from_meta(meta).primitives(),
         "counts": meta["counts"],
         "skipped rows": meta["skipped_rows"],
         "users": data.num_users,
@@ -150,7 +156,9 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
         equal, level = (np.diff(t, prepend=t[:1])[inside] == 0 for t in (times, rounded))
         days = [np.datetime64(int(t), "s").item().date().isoformat() for t in (times.min(), times.max())]
         facts["from, to"] = days
-        facts["share of equal timestamps"] = float(equal.mean()) if len(equal) else 0.0
+        whole = float(equal.mean()) if len(equal) else 0.0
+        facts["share of equal timestamps"] = meta.get("equal_times", whole)
+        facts["the same in seconds"] = whole
         facts["the same in float32"] = float(level.mean()) if len(equal) else 0.0
     else:
         facts["from, to"] = None

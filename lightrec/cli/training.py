@@ -35,6 +35,7 @@ from lightrec.cli.model_options import TOLD_BY_DATA, check_classes
 from lightrec.cli.parser import make_parser, parse
 from lightrec.configurable import options
 from lightrec.data.datamodule import SequenceDataModule
+from lightrec.data.readers import ReadAs
 from lightrec.errors import InputError
 from lightrec.ops.registry import check_choice, use_kernel
 from lightrec.recommender import RankingEvaluation, SequenceRecommender
@@ -207,6 +208,10 @@ def _fit(job: Job) -> int:
     trainer = _trainer(job, callbacks, keep, logger=logger)
     count = sum(p.numel() for p in job.model.parameters())
     _say(f"{type(job.model).__name__}, {count:,} parameters; run folder {report.short(folder)}")
+    read_as = ReadAs.from_meta(job.data.prepared.meta)
+    if not config.data.source and (read_as.guessed or read_as.notes):
+        for line in read_as.lines():
+            _say(line)
     try:
         with run_folder.told_to_others(folder):
             trainer.fit(job.model, datamodule=job.data, ckpt_path=config.ckpt_path, weights_only=True)

@@ -32,6 +32,8 @@ class Ordered:
     item_ids: pl.Series
     """External item ids; row i - 1 for internal id i."""
     event_columns: dict[str, EventColumn]
+    equal_times: float | None = None
+    """Share of events, the first of each user aside, with the exact time of the one before; None without times."""
 
 
 class Encoded:
@@ -154,7 +156,21 @@ class Encoded:
             users=users,
             item_ids=items,
             event_columns={name: self._event_column(name, values[order]) for name, values in events.items()},
+            equal_times=self._equal_times(order, offsets),
         )
+
+    def _equal_times(self, order: np.ndarray, offsets: np.ndarray) -> float | None:
+        """Counts on the times that decide the order, which may be finer than the seconds that are kept."""
+        keys = self._in_time()
+        if not keys:
+            return None
+        inside = np.ones(len(order), bool)
+        inside[offsets[:-1]] = False  # the first event of a user has none before it
+        equal = np.ones(len(order), bool)
+        for key in keys:
+            ordered = key[order]
+            equal[1:] &= ordered[1:] == ordered[:-1]
+        return float(equal[inside].mean()) if inside.any() else 0.0
 
     def _event_column(self, name: str, values: np.ndarray) -> EventColumn:
         """Numbers the categories that stayed, of a column in its last order."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from lightrec.configurable import AtLeast, check
-from lightrec.data.readers import Columns, Format, OnError
+from lightrec.data.readers import Columns, Condition, Form, Format, OnError
 from lightrec.errors import InputError
 
 Duplicates = Literal["keep", "first", "last"]
@@ -42,9 +42,18 @@ class LogFile(_Options):
         item_path: a table with one row per item: its id, its title and any other columns.
         format: format of `path`; guessed by name and first line.
         on_error: `raise` names the first row that cannot be read, `skip` leaves such rows out and counts them.
+        separator: what stands between fields: one character, or `tab`, `semicolon`, `pipe`, `blanks`; found out if not
+            given.
+        encoding: of the text, `latin-1` or `cp1252`; UTF-8 if not given.
+        header: whether a table begins with column names; told by its first line if not given.
+        time_format: how times are written, `%d.%m.%Y %H:%M`; for those that can be read in two ways.
+        time_zone: zone of times that name none, `Europe/Berlin`; UTC if not given.
+        lists: true makes an event of each item in a cell, false takes a cell as one item; cells that look like lists
+            are refused if not given.
+        where: rows to keep, `event=click`, `event=view,cart` or `event!=dislike`; several in brackets.
 
     Raises:
-        InputError: an unknown format, or an event column that is named twice.
+        InputError: an unknown format, an event column that is named twice, or no condition.
     """
 
     user_column: str | int | None = None
@@ -56,9 +65,19 @@ class LogFile(_Options):
     item_path: str | None = None
     format: Format | None = None
     on_error: OnError = "raise"
+    separator: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
+    time_format: str | None = None
+    time_zone: str | None = None
+    lists: bool | None = None
+    where: str | list[str] | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        _ = self.form.sign
+        for text in self.conditions:
+            Condition.parse(text)
         names = self.event_columns or []
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -70,6 +89,16 @@ class LogFile(_Options):
         return Columns(self.user_column, self.item_column, self.time_column, self.rating_column, self.title_column)
 
     @property
+    def form(self) -> Form:
+        """How the log is written."""
+        return Form(self.separator, self.encoding, self.header, self.time_format, self.time_zone, self.lists)
+
+    @property
+    def conditions(self) -> list[str]:
+        """Rows to keep."""
+        return [self.where] if isinstance(self.where, str) else list(self.where or ())
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What a prepared log depends on, beside the content of the files; primitives."""
         settings: dict[str, Any] = {
@@ -79,6 +108,9 @@ class LogFile(_Options):
         }
         if self.event_columns:  # only where there are some, so that older logs keep their keys
             settings["event_columns"] = list(self.event_columns)
+        settings |= {name: value for name, value in vars(self.form).items() if value is not None}
+        if self.conditions:
+            settings["where"] = self.conditions
         return settings
 
 

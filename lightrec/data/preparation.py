@@ -6,19 +6,21 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from lightrec.data import sources
-from lightrec.data.encoding import Encoded, encode
+from lightrec.data.encoding import Encoded, Ordered, encode
 from lightrec.data.item_columns import join_catalog, read_item_file, texts_of_items
 from lightrec.data.options import Cleaning, LogFile
 from lightrec.data.prepared import FORMAT, Prepared, store
-from lightrec.data.readers import Columns, LogTable, read_log
+from lightrec.data.readers import Columns, LogTable, ReadAs, printable, read_log
 from lightrec.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -55,18 +57,34 @@ def prepare(
     hashes = _hash_files(origin.files)
     key = hashlib.sha256(json.dumps([FORMAT, settings, hashes]).encode()).hexdigest()[:12]
     folder = cache / "prepared" / f"{origin.name}-{key}"
-    if (folder / "meta.json").exists():
-        return Prepared.load(folder)
+    if (found := _load(folder)) is not None:
+        return found
     with sources.writing(cache), sources.locked(cache, folder.name):
-        if (folder / "meta.json").exists():  # another process was preparing it
-            return Prepared.load(folder)
+        if (found := _load(folder)) is not None:  # another process was preparing it
+            return found
+        shutil.rmtree(folder, ignore_errors=True)
         table, item_tables = _read(origin, log_file, cache)
         encoded = _clean(table, origin, cleaning)
         ordered = encoded.finish()
         catalog = join_catalog(ordered.item_ids, encoded.titles, item_tables, log_file.item_path)
         meta = _describe(origin, table, encoded, settings, hashes, titled="title" in catalog.columns)
+        meta["read_as"] = _read_as(table, ordered, encoded).primitives()
+        meta["equal_times"] = ordered.equal_times
         arrays = ordered.items, ordered.times, ordered.offsets, ordered.users
         return store(folder, *arrays, catalog, meta, ordered.event_columns)
+
+
+def _load(folder: Path) -> Prepared | None:
+    """Returns what is in the cache, unless an older version guessed what the log holds and may have been wrong."""
+    if not (folder / "meta.json").exists():
+        return None
+    prepared = Prepared.load(folder)
+    meta = prepared.meta
+    guessed = meta.get("guessed_columns") or meta.get("format_read") == "sequence"
+    if "read_as" not in meta and guessed and meta["source"] == "file":
+        log.info("%s was prepared by guesses of an older version, and is prepared again", folder)
+        return None
+    return prepared
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,8 @@ def _locate(source: str, path: str | None, log_file: LogFile, mirror: str | None
     if source not in ("", "file"):
         if path is not None or log_file.item_path is not None:
             raise InputError(f"--data.source {source} and --data.path or item_path exclude each other; give one.")
-        if any(value is not None for value in (*vars(log_file.columns).values(), log_file.format)):
+        told = (*vars(log_file.columns).values(), log_file.format, *vars(log_file.form).values())
+        if any(value is not None for value in told):
             raise InputError(f"--data.source {source} knows its own columns and format; leave those flags out.")
         known = sources.find_source(source)
         layout, files = sources.locate(known, cache, mirror)
@@ -122,11 +141,14 @@ def _read(origin: _Origin, log_file: LogFile, cache: Path) -> tuple[LogTable, li
             items, columns = read_item_file(log_file.item_path, columns)
             item_tables.append(items)
         table = read_log(
-            origin.log, columns, log_file.format, log_file.on_error, event_columns=log_file.event_columns or ()
+            origin.log,
+            columns,
+            log_file.format,
+            log_file.on_error,
+            event_columns=log_file.event_columns or (),
+            form=log_file.form,
+            where=log_file.conditions,
         )
-        if table.guessed:
-            found = ", ".join(f"{role} from {table.columns[role]}" for role in table.guessed)
-            log.info("%s: read as %s, %s (guessed)", origin.log, table.format, found)
     if table.skipped:
         log.warning("%s: left out %d rows that cannot be read", origin.log, table.skipped)
     return table, item_tables
@@ -147,6 +169,7 @@ def _read_known(origin: _Origin, log_file: LogFile, cache: Path) -> LogTable:
             missing_user=known.drop_missing_user,
             void=known.void,
             event_columns=log_file.event_columns or (),
+            where=log_file.conditions,
         )
 
 
@@ -161,6 +184,22 @@ def _clean(table: LogTable, origin: _Origin, cleaning: Cleaning) -> Encoded:
         encoded.round_times(table.time_unit, origin.log)
     encoded.filter(cleaning)
     return encoded
+
+
+def _read_as(table: LogTable, ordered: Ordered, encoded: Encoded) -> ReadAs:
+    """Adds to what the log was read as what only shows once its histories are in order."""
+    notes, lengths = [], np.diff(ordered.offsets)
+    largest = int(lengths.argmax())
+    if len(lengths) > 20 and lengths[largest] > 0.1 * lengths.sum():
+        share = lengths[largest] / lengths.sum()
+        notes.append(f"user {printable(str(ordered.users[largest]), 40)} holds {share:.0%} of all events")
+    if ordered.equal_times is not None and ordered.equal_times > 0.5:
+        notes.append(
+            f"{ordered.equal_times:.0%} of events have the time of the one before, and stay in the file's order"
+        )
+    columns = dict(table.columns)  # a title that was none is gone
+    guessed = [name for name in table.read_as.guessed if name == "format" or name in columns]
+    return replace(table.read_as, columns=columns, guessed=guessed).with_notes(*notes)
 
 
 def _check_counts(known: sources.Source, found: dict, path: Path) -> None:

@@ -61,6 +61,8 @@ def protocol_record(
     # Only where there are such, so that other records are equal to older ones.
     if settings["time_precision"] == "float32":
         record["rounded_times"] = "float32"
+    if settings.get("where"):
+        record["where"] = settings["where"]
     if prepared.event_columns:
         record["event_columns"] = list(prepared.event_columns)
     return record

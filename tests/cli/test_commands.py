@@ -92,3 +92,19 @@ def test_data_prepare_says_where_and_takes_a_recipe_for_fit(toy_csv, tmp_path, c
 )
 def test_data_explains_what_it_cannot_do(complaint, argv, said):
     assert said in complaint("data", *argv)
+
+
+def test_what_a_log_was_read_as_is_shown_from_the_cache_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = ["visitorid,itemid,event,timestamp", *(f"u,i{n},view,14332213320{n}0" for n in range(4))]
+    (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
+    line = "read as: csv with commas, with header; user visitorid (u, u, u), item itemid (i0, i1, i2), time timestamp"
+    for _ in range(2):
+        for action in ("stats", "prepare"):
+            assert main(["data", action, "log.csv", "--data.cache_dir", "cache"]) == 0
+            assert line in capsys.readouterr().out
+        assert main(["data", "stats", "log.csv", "--data.cache_dir", "cache", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["read as"]["columns"] == {"user": "visitorid", "item": "itemid", "time": "timestamp"}
+        assert facts["read as"]["first_event"] == {"user": "u", "item": "i0", "time": "2015-06-02T05:02:12"}
+        assert facts["share of equal timestamps"] == 0 and facts["the same in seconds"] == 1

@@ -1,5 +1,6 @@
 """Cleaning, filtering, ordering and numbering, against rules that can be checked by hand."""
 
+import json
 import os
 import subprocess
 import sys
@@ -183,6 +184,32 @@ def test_the_second_time_comes_from_the_cache_and_a_changed_file_does_not(tmp_pa
     log(tmp_path, [("a", "y", T, 1)])
     assert histories(prepare(path=path)) == {"a": ["y"]}
     assert prepare(path=path, duplicates="last").path != prepare(path=path).path
+
+
+def test_what_an_older_version_guessed_is_read_again(tmp_path):
+    """Its guesses may have been wrong, and nothing in what it kept shows them."""
+    path = log(tmp_path, [("a", "x", T, 1)])
+    first = prepare(path=path)
+    meta = json.loads((first.path / "meta.json").read_text())
+    del meta["read_as"], meta["equal_times"]
+    (first.path / "meta.json").write_text(json.dumps(meta | {"title": "by guesses"}))
+    again = prepare(path=path)
+    assert again.path == first.path and "read_as" in again.meta and again.meta["title"] == "log.csv"
+    (first.path / "meta.json").write_text(json.dumps(meta | {"guessed_columns": [], "title": "as it was told"}))
+    assert prepare(path=path).meta["title"] == "as it was told"
+
+
+def test_flags_that_are_not_used_change_no_key(tmp_path):
+    path = log(tmp_path, [("a", "x", T, 1), ("a", "y", T, 2)])
+    assert prepare(path=path, separator=None, where=None).path == prepare(path=path).path
+    kept = prepare(path=path, where="rating=2")
+    assert kept.path != prepare(path=path).path and histories(kept) == {"a": ["y"]}
+
+
+def test_a_user_of_more_than_a_tenth_of_all_events_is_named(tmp_path):
+    rows = [("robot", f"x{n}", T + n, 1) for n in range(50)] + [(f"u{n}", "x", T, 1) for n in range(50)]
+    notes = prepare(path=log(tmp_path, rows)).meta["read_as"]["notes"]
+    assert any("user robot holds 50% of all events" in note for note in notes)
 
 
 def test_arrays_are_mapped_not_read(tmp_path):

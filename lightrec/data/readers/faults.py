@@ -12,7 +12,9 @@ from typing import Literal
 
 import polars as pl
 
-from lightrec.data.readers.formats import FAILURES, TEXT, Scan, binary_lines, one_line
+from lightrec.data.readers.columns import printable
+from lightrec.data.readers.formats import FAILURES, TEXT, Scan, one_line
+from lightrec.data.readers.unpacking import binary_lines
 from lightrec.errors import InputError
 
 OnError = Literal["raise", "skip"]
@@ -52,14 +54,36 @@ def explain(scan: Scan, error: Exception):
     if scan.kind != "parquet":
         for number, record, fault in _records(scan):
             if fault is not None:
-                text = record.decode("utf-8", errors="replace").strip()
+                text = printable(record.decode("utf-8", errors="replace").strip())
                 raise InputError(
-                    f"{scan.path}: line {number} cannot be read ({text[:80]!r}): {fault}; mend it, or pass "
-                    "--data.on_error skip to leave such rows out."
+                    f"{scan.path}: line {number} cannot be read ('{text}'): {fault}; {_remedy(scan, fault)}."
                 ) from error
     raise InputError(
         f"{scan.path}: cannot be read as {scan.kind}: {one_line(error)}; is it complete, and --data.format right?"
     ) from error
+
+
+def _remedy(scan: Scan, fault: str) -> str:
+    """Says what can be done about a fault, and how many rows skipping would cost."""
+    faulty = total = 0
+    for number, record, found in _records(scan):
+        total += bool(record.strip()) and number >= scan.first_line
+        faulty += found is not None
+    rows = f"{faulty:,} of {total:,} rows"
+    if fault == NOT_UTF8:
+        where = "the text may be in another encoding: --data.encoding cp1252 (or latin-1)"
+        return f"{where}; or {skip_advice(rows, faulty, total)}"
+    return f"mend it, or {skip_advice(rows, faulty, total)}"
+
+
+def skip_advice(rows: str, faulty: int, total: int) -> str:
+    """Advises --data.on_error skip unless most rows would go."""
+    if 10 * faulty > 3 * total and faulty > 1:
+        return f"read the file as another format or by other columns ({rows} are so)"
+    return f"pass --data.on_error skip to leave such rows out: {rows}"
+
+
+NOT_UTF8 = "it is not UTF-8 text"
 
 
 def _records(scan: Scan) -> Iterator[tuple[int, bytes, str | None]]:
@@ -76,7 +100,7 @@ def _records(scan: Scan) -> Iterator[tuple[int, bytes, str | None]]:
         if not waiting:
             return
         number, record = waiting.pop(0)
-        fault = _fault(scan, record)
+        fault = _fault(scan, record) if number > scan.leading else None
         if fault == _OPEN_QUOTE:
             used = 0
             for used in range(1, 100):  # no title is longer
@@ -99,14 +123,14 @@ def _fault(scan: Scan, record: bytes) -> str | None:
     try:
         text = record.decode("utf-8").strip("\r\n\ufeff")
     except UnicodeDecodeError:
-        return "it is not UTF-8 text"
-    if scan.kind in ("jsonl", "dat", "sequence") and b"\x01" in record:
+        return NOT_UTF8
+    if scan.kind in ("jsonl", "dat", "sequence", "histories") and b"\x01" in record:
         return "it holds the control character 1"
     if scan.width is None or not text.strip():
         return None
     if scan.kind == "csv":
         try:
-            rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=scan.separator, strict=True))
         except csv.Error as error:
             return _OPEN_QUOTE if "unexpected end of data" in str(error) else str(error)
         if len(rows) > 1:
@@ -129,4 +153,4 @@ def place_of(scan: Scan, row: int) -> tuple[str, str]:
     else:
         records = enumerate(binary_lines(scan.path), start=1)
     number, record = next(itertools.islice(records, index, None))
-    return f"line {number}", repr(record.decode("utf-8", errors="replace").strip("\r\n"))
+    return f"line {number}", f"'{printable(record.decode('utf-8', errors='replace').strip(chr(13) + chr(10)), 120)}'"

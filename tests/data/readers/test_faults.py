@@ -20,9 +20,9 @@ def values(log):
         (H + "a,x,1\n\n\nb,y,soon\n", "line 5 "),
         (H + 'a,"x\n\ny",1\nb,y,soon\n', "line 5 "),
         (H.replace("\n", "\r\n") + "a,x,1\r\nb,y,soon\r\n", "line 3 "),
-        ("a,x,1\nb,y,soon\n", "line 2 "),
+        ("a,x,1000000001\nb,y,soon\n", "line 2 "),
         ("\n \n" + H + "a,x,1\nb,y,soon\n", "line 5 "),
-        ("\n\na,x,1\nb,y,soon\n", "line 4 "),
+        ("\n\na,x,1000000001\nb,y,soon\n", "line 4 "),
     ],
 )
 def test_the_line_is_counted_as_an_editor_counts(tmp_path, written, text, place):
@@ -59,8 +59,8 @@ def test_each_fault_has_its_line_and_cause_and_can_be_skipped(tmp_path, line, ca
     [
         ("log.jsonl", '{"user": "a", "item": "x"}', '{"user": "a", "it'),
         ("log.jsonl", '{"user": "a", "item": "x"}', '{"user": "a"}'),
-        ("log.dat", "a::x::3::5", "a::x"),
-        ("log.dat", "a::x::3::5", "a::x::3::5::7"),
+        ("log.dat", "a::x::3::1000000005", "a::x"),
+        ("log.dat", "a::x::3::1000000005", "a::x::3::1000000005::7"),
         ("log.inter", "user_id:token\titem_id:token", "a"),
         ("log.txt", "a x y", "b"),
     ],

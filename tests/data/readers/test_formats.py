@@ -50,7 +50,7 @@ def test_parquet_keeps_ids_as_text_and_reads_real_times(tmp_path):
     [
         ("log.txt", "196 242 3 881250949\n186 302 3 891717742\n", "looks like columns between blanks"),
         ("log.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\n1\t2 3\t4\n", "holds prefixes"),
-        ("log.csv", "user;item\n1;2\n", "has one column only, 'user;item'; expected columns between commas"),
+        ("log.csv", "user:item\n1:2\n", "has one column only, 'user:item'; expected columns between commas"),
         ("log.csv", "a,b,c,d,e\n1,2,3,4,5\n", "no user column found among a, b, c, d, e"),
         ("log.csv", "1,2,3,4,5\n", "5 columns without names; say which is which"),
         ("log.csv", "user,item\n", "holds no interaction"),

