@@ -33,7 +33,7 @@ def answer() -> None:
     say({"running": "construction"})
     import torch
 
-    from lightrec.testing.check_selection import PARTS, arguments, checks_of
+    from lightrec.testing.check_selection import PARTS, arguments, checks_of, shown
 
     torch.set_num_threads(1)
     try:
@@ -42,7 +42,8 @@ def answer() -> None:
         if unknown := [name for name in job["skip"] if name not in names]:
             near = extensions.suggestion(unknown[0], names) or f"; checks: {', '.join(names)}."
             raise InputError(f"--skip {unknown[0]!r} is not a check of {plugin.kind}{near}")
-        say({"built": arguments(extensions.load(plugin), job["given"]) if plugin.kind in PARTS else {}})
+        given = arguments(extensions.load(plugin), job["given"]) if plugin.kind in PARTS else {}
+        say({"built": {name: shown(value) for name, value in given.items()}})
     except InputError as error:
         say({"error": str(error)})
         return

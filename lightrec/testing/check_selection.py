@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from lightrec import extensions, testing
-from lightrec.configurable import Configurable
+from lightrec.configurable import Configurable, describe
 from lightrec.configurable import options as options_of
 from lightrec.errors import InputError, Unavailable
 from lightrec.extensions import Plugin
@@ -85,6 +85,16 @@ def arguments(kind: type, given: dict) -> dict:
         default = known["optimizer"].default
         small["optimizer"] = (type(default) if isinstance(default, Optimizer) else AdamW)(learning_rate=_LEARNING_RATE)
     return small | given
+
+
+def shown(value: object) -> object:
+    """Returns a primitive as it is, and a part as the call that makes it: `AdamW(learning_rate=0.01)`."""
+    if not isinstance(value, Configurable):
+        return value
+    known = options_of(type(value))
+    given = describe(value)["init_args"]
+    said = (f"{name}={v}" for name, v in given.items() if v != describe(known[name].default))
+    return f"{type(value).__name__}({', '.join(said)})"
 
 
 def build(kind: type, given: dict, num_items: int, max_length: int):

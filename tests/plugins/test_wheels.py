@@ -153,7 +153,7 @@ def test_a_check_gives_a_verdict_line_by_line_and_in_json(lightrec):
     done, imported = lightrec("plugins", "check", "Hello", "--json", "--set", "hidden_size=8", *slow)
     verdict = json.loads(done.stdout)
     assert done.returncode == 0 and verdict["ok"]
-    assert verdict["built_with"] == {"hidden_size": 8, "dropout": 0.1, "learning_rate": 0.01}
+    assert verdict["built_with"] == {"hidden_size": 8, "dropout": 0.1, "optimizer": "AdamW(learning_rate=0.01)"}
     found = {check["check"]: (check["status"], check["reason"]) for check in verdict["checks"]}
     assert {name for name, (status, _) in found.items() if status == "ok"} == {
         "import",
