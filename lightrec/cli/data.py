@@ -129,6 +129,7 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
     import numpy as np
 
     from lightrec.data.readers import ReadAs, in_float32
+    from lightrec.data.splits import count_seen
 
     prepared, meta = data.prepared, data.prepared.meta
     items, offsets = np.asarray(prepared.items), np.asarray(prepared.offsets)
@@ -164,8 +165,13 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
         facts["from, to"] = None
         facts["share of equal timestamps"] = facts["the same in float32"] = None
     parts = {name: len(getattr(data.parts, name)) for name in ("train", "val", "test")}
+    test = data.parts.test
+    targets = int((test.target_end - test.history_end).sum())
+    seen = count_seen(prepared.items, test, data.num_items)
+    advice = "; they cannot be hit unless --data.exclude_seen is false" if data.exclude_seen and seen else ""
     facts |= {
         "users in parts": parts,
+        "test targets seen before": f"{seen:,} of {targets:,} ({seen / max(targets, 1):.1%}){advice}",
         "max_length": data.max_length,
         "licence": meta["licence"],
         "data sha256": meta["data_sha256"],

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightrec.callbacks.predictions import output_file
-from lightrec.data.protocol import protocol_line
+from lightrec.data.protocol import protocol_line, seen_line
 from lightrec.data.sources import file_hash
 from lightrec.files import written_whole
 from lightrec.metrics.ranking import RankingMetrics
@@ -105,7 +105,8 @@ def write_results(
     target.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(target) as unfinished:
         unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    for line in (*_table(outcome.metrics), "", protocol_line(outcome.protocol), f"written: {short(target)}"):
+    seen = [line for line in (seen_line(outcome.protocol),) if line and part == "test"]
+    for line in (*_table(outcome.metrics), "", protocol_line(outcome.protocol), *seen, f"written: {short(target)}"):
         print(line)
     sys.stdout.flush()
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from lightrec.data.options import Protocol
 from lightrec.data.prepared import Prepared
-from lightrec.data.splits import Histories, Parts, Split, count_events
+from lightrec.data.splits import Histories, Parts, Split, count_events, count_seen
 
 TIES = "pessimistic: rank = number of candidates that score at least as high, the target included"
 
@@ -58,6 +58,14 @@ def protocol_record(
         "git_commit": git_commit(),
         "versions": versions(),
     }
+    # What cannot be hit counts where seen items are left out of a full ranking.
+    if (
+        protocol.exclude_seen
+        and protocol.sampled is None
+        and (seen := count_seen(prepared.items, test, prepared.num_items))
+    ):
+        record["seen_test_targets"] = seen
+        record["num_test_targets"] = int(targets.sum())
     # Only where there are such, so that other records are equal to older ones.
     if settings["time_precision"] == "float32":
         record["rounded_times"] = "float32"
@@ -101,6 +109,17 @@ def protocol_line(protocol: dict[str, Any], seeds: Sequence[int] = ()) -> str:
         f"max_length {protocol['max_length']}; seed{'s' if len(seeds) > 1 else ''} "
         f"{', '.join(map(str, seeds))}; data {str(protocol.get('data_sha256'))[:8]}, "
         f"targets {str(protocol.get('targets_sha256'))[:8]}"
+    )
+
+
+def seen_line(protocol: dict[str, Any]) -> str:
+    """Says which share of the targets no model can hit for being in the history; empty where all can be hit."""
+    seen, total = protocol.get("seen_test_targets", 0), protocol.get("num_test_targets", 0)
+    if not seen or not total:
+        return ""
+    advice = "; compare --data.exclude_seen false, which ranks them" if seen >= 0.05 * total else ""
+    return (
+        f"{seen:,} of {total:,} test targets ({seen / total:.0%}) are in the history already and cannot be hit{advice}"
     )
 
 

@@ -273,3 +273,24 @@ def count_events(items: np.ndarray, begin: np.ndarray, end: np.ndarray, num_item
     np.add.at(edges, begin, 1)
     np.add.at(edges, end, -1)
     return np.bincount(np.asarray(items)[np.cumsum(edges[:-1]) > 0], minlength=num_items + 1)
+
+
+def count_seen(items: np.ndarray, part: Histories, num_items: int) -> int:
+    """Counts the targets of a part that are in the history before them, which no ranking without seen items can hit."""
+    seen = 0
+    for first in range(0, len(part), 4096):
+        rows = slice(first, first + 4096)
+        begin, end, last = part.history_begin[rows], part.history_end[rows], part.target_end[rows]
+        row = np.arange(len(begin))
+        history, targets = (
+            np.repeat(row, stop - start) * (num_items + 1)
+            + np.asarray(items[np.repeat(start, stop - start) + _within(stop - start)], dtype=np.int64)
+            for start, stop in ((begin, end), (end, last))
+        )
+        seen += int(np.isin(targets, history).sum())
+    return seen
+
+
+def _within(lengths: np.ndarray) -> np.ndarray:
+    """Returns 0, 1, ... within each of several ranges, one after another."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

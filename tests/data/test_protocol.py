@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lightrec.data.datamodule import SequenceDataModule
-from lightrec.data.protocol import git_commit, protocol_line
+from lightrec.data.protocol import git_commit, protocol_line, seen_line
 
 
 @pytest.fixture
@@ -67,6 +67,17 @@ def test_the_record_of_a_timeline_says_where_it_was_cut_and_who_was_left_out(pat
     record = data_module(path, **options).protocol()
     assert (record["val_from"], record["test_from"]) == (1_000_000_100, 1_000_000_300)
     assert record["users_without_history"] == {"val": 0, "test": 0} and record["timeline_targets"] == "first"
+
+
+def test_targets_that_were_in_the_history_are_counted_where_they_cannot_be_hit(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\na,1\na,2\na,3\na,1\nb,2\nb,3\nb,4\nb,5\n")
+    record = data_module(path).protocol()
+    assert (record["seen_test_targets"], record["num_test_targets"]) == (1, 2)
+    assert "1 of 2 test targets (50%) are in the history already" in seen_line(record)
+    assert "--data.exclude_seen false" in seen_line(record)
+    kept = data_module(path, exclude_seen=False).protocol()
+    assert "seen_test_targets" not in kept and seen_line(kept) == ""
 
 
 def test_there_is_no_commit_outside_a_work_tree(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ class Form:
         sign = _SIGNS.get(self.separator, self.separator)
         if sign != "::" and (len(sign) != 1 or len(sign.encode()) != 1 or sign in '\r\n"'):
             raise InputError(
-                f"--data.separator {self.separator!r} is no separator; give one character, or one of "
+                f"--data.separator {self.separator!r} is not a separator; give one character, or one of "
                 f"{', '.join(name for name in _SIGNS if name.isalpha())}."
             )
         return sign

@@ -17,9 +17,9 @@ class ReadAs:
     format: str
     separator: str | None = None
     encoding: str | None = None
-    """None for what is no text."""
+    """None for what is not text."""
     header: bool | None = None
-    """Whether a table has column names; None for what is no table."""
+    """Whether a table has column names; None for what is not a table."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     """Column of the file for each role."""
     values: dict[str, list[str]] = dataclasses.field(default_factory=dict)

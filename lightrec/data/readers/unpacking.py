@@ -146,7 +146,7 @@ def plain_copy(
         item: the item column that was asked for; `events.aid` explodes a list of objects.
 
     Raises:
-        InputError: a damaged archive, one of several files, an unknown encoding, a document that is no log.
+        InputError: a damaged archive, one of several files, an unknown encoding, a document that is not a log.
     """
     done: list[str] = []
     start = first_bytes(path)
@@ -253,7 +253,7 @@ def _unzip(path: Path, folder: Path) -> Path:
 
 
 def _document(path: Path, item: str | None) -> tuple[str, Iterator[bytes]] | None:
-    """Returns what a text is and the lines to read in its place, if it is no table and no JSON lines."""
+    """Returns what a text is and the lines to read in its place, if it is neither a table nor JSON lines."""
     text = (line.lstrip(b"\xef\xbb\xbf \t").rstrip() for line in binary_lines(path))
     first = list(itertools.islice((line for line in text if line), 2))
     if not first:
@@ -330,7 +330,7 @@ def _python(path: Path) -> Iterator[bytes]:
             yield _json_line(ast.literal_eval(text)) if text else b"\n"
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise InputError(
-                f"{path}: line {number} cannot be read ({text[:80]!r}): it is no Python dictionary; mend it."
+                f"{path}: line {number} cannot be read ({text[:80]!r}): it is not a Python dictionary; mend it."
             ) from error
 
 

@@ -23,11 +23,11 @@ class Condition:
         """Reads `column=value,value` or `column!=value`.
 
         Raises:
-            InputError: it is no such text.
+            InputError: it is not such a text.
         """
         found = re.fullmatch(r"\s*(.+?)\s*(!?=)\s*(.*?)\s*", str(text))
         if found is None:
-            raise InputError(f"--data.where {text!r} is no condition; write COLUMN=VALUE,VALUE or COLUMN!=VALUE.")
+            raise InputError(f"--data.where {text!r} is not a condition; write COLUMN=VALUE,VALUE or COLUMN!=VALUE.")
         return Condition(found[1], tuple(value.strip() for value in found[3].split(",")), found[2] == "!=")
 
     def keep(self, table: pl.DataFrame, name: str) -> pl.DataFrame:

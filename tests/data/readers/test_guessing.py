@@ -271,7 +271,7 @@ def test_a_csv_of_any_separator_is_read(tmp_path, sign):
 
 def test_a_separator_can_be_named(tmp_path):
     assert events(read(tmp_path, "log.csv", "user~item\na~x\n", form=Form(separator="~"))) == [("a", "x")]
-    assert "is no separator" in refusal(tmp_path, "log.csv", "user~item\na~x\n", form=Form(separator="~~"))
+    assert "is not a separator" in refusal(tmp_path, "log.csv", "user~item\na~x\n", form=Form(separator="~~"))
 
 
 def test_latin_1_is_named_and_read(tmp_path):
