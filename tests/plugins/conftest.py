@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightrec import PLUGIN_API
 from lightrec.cli import scaffold
 
 # What every one of them does when it is imported, so that a test sees who was.
@@ -18,16 +19,21 @@ if os.environ.get("LIGHTREC_TEST_MARK"):
 MODEL = "from lightrec.models.sasrec import SASRec\n\n\nclass Mine(SASRec):\n    '''A model of somebody else.'''\n"
 # distribution: (name of its model, source of its module, what it requires of lightrec, plug-in API)
 FAULTY = {
-    "lightrec-twin-a": ("Twin", MODEL, "lightrec", 1),
-    "lightrec-twin-b": ("Twin", MODEL, "lightrec", 1),
-    "lightrec-rival": ("SASRec", MODEL, "lightrec", 1),
-    "lightrec-crash": ("Crash", "raise RuntimeError('wrong moon')\n", "lightrec", 1),
-    "lightrec-exit": ("Exit", "raise SystemExit(5)\n", "lightrec", 1),
-    "lightrec-hang": ("Hang", "import time\ntime.sleep(600)\n", "lightrec", 1),
-    "lightrec-loud": ("Loud", "print('look at me')\n" + MODEL, "lightrec", 1),
-    "lightrec-wrong": ("Wrong", "import torch\n\n\nclass Mine(torch.nn.Module):\n    pass\n", "lightrec", 1),
-    "lightrec-future": ("Future", MODEL, "lightrec", 2),
-    "lightrec-range": ("Range", MODEL, "lightrec>=99", 1),
+    "lightrec-twin-a": ("Twin", MODEL, "lightrec", PLUGIN_API),
+    "lightrec-twin-b": ("Twin", MODEL, "lightrec", PLUGIN_API),
+    "lightrec-rival": ("SASRec", MODEL, "lightrec", PLUGIN_API),
+    "lightrec-crash": ("Crash", "raise RuntimeError('wrong moon')\n", "lightrec", PLUGIN_API),
+    "lightrec-exit": ("Exit", "raise SystemExit(5)\n", "lightrec", PLUGIN_API),
+    "lightrec-hang": ("Hang", "import time\ntime.sleep(600)\n", "lightrec", PLUGIN_API),
+    "lightrec-loud": ("Loud", "print('look at me')\n" + MODEL, "lightrec", PLUGIN_API),
+    "lightrec-wrong": (
+        "Wrong",
+        "import torch\n\n\nclass Mine(torch.nn.Module):\n    pass\n",
+        "lightrec",
+        lightrec.PLUGIN_API,
+    ),
+    "lightrec-future": ("Future", MODEL, "lightrec", PLUGIN_API + 1),
+    "lightrec-range": ("Range", MODEL, "lightrec>=99", PLUGIN_API),
 }
 _PYPROJECT = """[build-system]
 requires = ["setuptools>=77"]

@@ -84,7 +84,7 @@ def test_metadata_tell_who_is_shadowed_or_incompatible(lightrec):
     )
     assert found["SASRec"]["status"] == "ok"
     assert found["lightrec-future:Future"]["status"] == "incompatible"
-    assert "plug-in API 2, this is lightrec" in found["lightrec-future:Future"]["reason"]
+    assert "plug-in API 3, this is lightrec" in found["lightrec-future:Future"]["reason"]
     assert "it requires lightrec >=99" in found["lightrec-range:Range"]["reason"]
     hidden = rows(lightrec("plugins", "list", "--json", LIGHTREC_PLUGINS="lightrec-hello")[0])
     assert hidden["lightrec-hello:Hello"]["status"] == "ok"
@@ -113,7 +113,7 @@ def test_a_check_imports_each_and_survives_what_hangs_prints_and_exits(lightrec)
         ),
         ("Exit", "model 'Exit' of lightrec-exit 1.2 cannot be used (SystemExit: 5)"),
         ("Wrong", "(Mine does not inherit from lightrec.SequenceRecommender, as a name in lightrec.models must)"),
-        ("Future", "cannot be used (it is written for plug-in API 2"),
+        ("Future", "cannot be used (it is written for plug-in API 3"),
         ("Range", "cannot be used (it requires lightrec >=99"),
         ("Twin", "is declared by several plug-ins: write lightrec-twin-a:Twin or lightrec-twin-b:Twin"),
     ],
@@ -183,7 +183,7 @@ def test_a_check_of_one_that_cannot_be_imported_fails_and_says_why(lightrec):
     ("argv", "said"),
     [
         (["check", "Helo"], "no plug-in is called 'Helo'; did you mean"),
-        (["check", "Future"], "cannot be used (it is written for plug-in API 2"),
+        (["check", "Future"], "cannot be used (it is written for plug-in API 3"),
         (["check", "Hello", "--set", "8"], "--set '8' must be an argument and its value"),
         (["chek"], "lightrec plugins chek is unknown; did you mean check?"),
         (["new", "Hello"], "model 'Hello' is installed already, by lightrec-hello 0.1.0"),
