@@ -30,7 +30,7 @@ FAULTY = {
         "Wrong",
         "import torch\n\n\nclass Mine(torch.nn.Module):\n    pass\n",
         "lightrec",
-        lightrec.PLUGIN_API,
+        PLUGIN_API,
     ),
     "lightrec-future": ("Future", MODEL, "lightrec", PLUGIN_API + 1),
     "lightrec-range": ("Range", MODEL, "lightrec>=99", PLUGIN_API),
