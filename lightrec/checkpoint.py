@@ -22,7 +22,7 @@ from lightrec.configurable import Configurable
 from lightrec.data.catalog import Catalog
 from lightrec.errors import InputError
 from lightrec.recommender import SequenceRecommender
-from lightrec.recommender.inference import LeftOutObjective, LeftOutOptimizer
+from lightrec.recommender.inference import LEFT_OUT, is_left_out
 from lightrec.recommender.record import FORMAT
 
 
@@ -126,7 +126,7 @@ def build_model(checkpoint: dict, path: str | Path, trust: Sequence[str] = ()) -
     if not issubclass(kind, SequenceRecommender):
         raise InputError(f"{path} describes a {kind.__name__}, which is not a recommender.")
     arguments = {
-        name: _LEFT_OUT[name](value) if name in _LEFT_OUT else build(value, trust)
+        name: LEFT_OUT[name](value) if name in LEFT_OUT else build(value, trust)
         for name, value in description["init_args"].items()
     }
     try:
@@ -134,7 +134,7 @@ def build_model(checkpoint: dict, path: str | Path, trust: Sequence[str] = ()) -
     except TypeError as error:
         raise InputError(f"{description['class_path']} is no longer built as the checkpoint says: {error}.") from error
     weights = checkpoint["state_dict"]
-    if isinstance(getattr(model, "objective", None), LeftOutObjective):
+    if is_left_out(getattr(model, "objective", None)):
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("objective.")}
     try:
         model.on_load_checkpoint(checkpoint)
@@ -143,9 +143,6 @@ def build_model(checkpoint: dict, path: str | Path, trust: Sequence[str] = ()) -
         detail = " ".join(str(error).split())[:200]
         raise InputError(f"the weights in {path} do not fit {type(model).__name__}: {detail}") from error
     return model.eval()
-
-
-_LEFT_OUT = {"objective": LeftOutObjective, "optimizer": LeftOutOptimizer}
 
 
 def check_vocabulary(checkpoint: dict, catalog: Catalog, path: str | Path) -> None:

@@ -30,7 +30,7 @@ from lightrec.search.exact import ranked
 _PENDING = 2**20  # transitions that are gathered before they are sorted into the rest
 
 
-class NoOptimizer(Optimizer):
+class _NoOptimizer(Optimizer):
     """Changes nothing. Lightning counts the steps of an optimizer, and writes no checkpoint before the first."""
 
     def configure(self, model: nn.Module, last_step: Callable[[], float]) -> torch.optim.Optimizer:
@@ -47,7 +47,7 @@ class CountingRecommender(SequenceRecommender):
     limits = {"num_items": AtLeast(1)}
 
     def __init__(self, num_items: int):
-        super().__init__(NoOptimizer())
+        super().__init__(_NoOptimizer())
         self.num_items = num_items
         self.automatic_optimization = False
         self.register_buffer("item_counts", torch.zeros(num_items + 1, dtype=torch.long))

@@ -12,7 +12,7 @@ from lightrec.interfaces import Losses, Objective
 from lightrec.recommender.optimizer import Optimizer
 
 
-class LeftOutObjective(Objective):
+class _LeftOutObjective(Objective):
     """Stands for the objective of a model that was loaded to recommend, and is described as that objective.
 
     Args:
@@ -30,7 +30,7 @@ class LeftOutObjective(Objective):
         raise RuntimeError(_why("objective"))
 
 
-class LeftOutOptimizer(Optimizer):
+class _LeftOutOptimizer(Optimizer):
     """Stands for the optimizer of a model that was loaded to recommend, and is described as that optimizer.
 
     Args:
@@ -49,3 +49,12 @@ class LeftOutOptimizer(Optimizer):
 
 def _why(part: str) -> str:
     return f"this model was loaded to recommend, without its {part}: `lightrec fit --ckpt_path FILE` trains it on."
+
+
+LEFT_OUT = {"objective": _LeftOutObjective, "optimizer": _LeftOutOptimizer}
+"""{argument of a recommender: what makes its stand-in of a description}. A user cannot choose them."""
+
+
+def is_left_out(part: Any) -> bool:
+    """Says whether a part is a stand-in."""
+    return isinstance(part, tuple(LEFT_OUT.values()))

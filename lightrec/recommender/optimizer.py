@@ -118,16 +118,6 @@ class Adagrad(Optimizer):
         return AdagradMomentum(params, self.learning_rate, self.momentum, self.eps)
 
 
-class NoOptimizer(Optimizer):
-    """For models that count: Lightning counts the steps of an optimizer, and this one changes nothing."""
-
-    def __init__(self):
-        pass
-
-    def configure(self, model: nn.Module, last_step: Callable[[], float]) -> torch.optim.Optimizer:
-        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
-
-
 class AdagradMomentum(torch.optim.Optimizer):
     """Adagrad whose updates have momentum; rows of matrices without gradient stand still, as in sparse updates.
 
