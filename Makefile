@@ -31,7 +31,7 @@ demo: setup  ## train SASRec on MovieLens-100K, test it, and recommend films by 
 
 test: setup  ## run the tests: what depends on kernels first without any plug-in, then all of them with every one
 	-@$(PIP) uninstall -q -y $(notdir $(filter ./plugins/%,$(PLUGINS))) lightrec-triton 2>/dev/null
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) tests/ops tests/nn tests/test_plugins.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) tests/ops tests/nn tests/test_extensions.py
 	$(PIP) install -q -c constraints.txt $(PLUGINS)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) tests plugins triton_kernels
 
