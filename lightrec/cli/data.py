@@ -145,8 +145,8 @@ def statistics(data: SequenceDataModule) -> dict[str, Any]:
         "items": data.num_items,
         "events": len(items),
         "sparsity": 1.0 - len(items) / (data.num_users * data.num_items),
-        "events a user": _percentiles(lengths),
-        "events an item": _percentiles(popularity),
+        "events per user": _percentiles(lengths),
+        "events per item": _percentiles(popularity),
         "half of all events": f"on {head:,} items ({head / data.num_items:.1%})",
     }
     if prepared.times is not None:

@@ -18,12 +18,12 @@ from lightrec.extensions.entry_points import (
     import_path,
     installed,
     load,
-    resolve,
     status,
     suggestion,
     summary,
 )
 from lightrec.extensions.import_check import LIMIT, Outcome, try_all
+from lightrec.extensions.resolution import resolve
 from lightrec.extensions.timed_call import call_in_time
 
 __all__ = [

@@ -127,33 +127,6 @@ def everything() -> list[Plugin]:
     return _declared(None)
 
 
-def resolve(kind: str, name: str) -> Plugin:
-    """Finds the plug-in that a short name means, without importing it.
-
-    Args:
-        kind: one of KINDS.
-        name: `Name`, or `distribution:Name` where a plug-in has a homonym.
-
-    Raises:
-        InputError: nothing or more than one thing has this name, or metadata says that it cannot work.
-    """
-    candidates = installed(kind)
-    if ":" in name:
-        home, short = name.split(":", 1)
-        matches = [p for p in candidates if p.name == short and p.distribution == _normalised(home)]
-    else:
-        matches = [p for p in candidates if p.name == name]
-        matches = [p for p in matches if p.builtin] or matches
-    if not matches:
-        raise InputError(_unknown(kind, name, candidates))
-    if len(matches) > 1:
-        choices = " or ".join(p.full_name for p in matches)
-        raise InputError(f"{_one(kind)} {name!r} is declared by several plug-ins: write {choices}.")
-    if matches[0].problem:
-        raise PluginError(matches[0], matches[0].problem)
-    return matches[0]
-
-
 def load(plugin: Plugin, patience: float = 10.0):
     """Imports what a plug-in names, and makes sure that it is what it says it is.
 
@@ -241,7 +214,7 @@ def _declared(groups: set[str] | None) -> list[Plugin]:
         try:
             # Reading entry points is cheap, reading the long METADATA file is not: names and versions where needed.
             entries = [e for e in dist.entry_points if _reads(e.group, groups)]
-            name = _normalised(dist.metadata["Name"]) if entries else ""
+            name = normalised(dist.metadata["Name"]) if entries else ""
             if not name or name in known:  # the first on the path is the one that is imported
                 continue
             version, location = dist.version, str(dist.locate_file(""))
@@ -287,7 +260,8 @@ def _source(module: str) -> Path:
     raise ImportError(module)
 
 
-def _normalised(name: str) -> str:
+def normalised(name: str) -> str:
+    """Returns the name of a distribution as indexes write it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -295,7 +269,7 @@ def _allowed(distribution: str) -> bool:
     choice = os.environ.get("LIGHTREC_PLUGINS", "").strip()
     if distribution == HOME or choice in ("", "all"):
         return True
-    return choice != "none" and distribution in {_normalised(part.strip()) for part in choice.split(",")}
+    return choice != "none" and distribution in {normalised(part.strip()) for part in choice.split(",")}
 
 
 def _wrong_kind(plugin: Plugin, found: object) -> str | None:
@@ -323,7 +297,8 @@ def _tell_slow(plugin: Plugin) -> None:
     )
 
 
-def _one(kind: str) -> str:
+def singular(kind: str) -> str:
+    """Returns what one thing of a kind is called."""
     return {"datasets": "data source", "items": "item table", "searches": "search"}.get(kind, kind.removesuffix("s"))
 
 
@@ -334,25 +309,5 @@ def _broken(plugin: Plugin, cause: str) -> str:
         remedy = f"install the module {missing[1]}, or {remedy}"
     if plugin.builtin:
         remedy = "the installation is damaged: pip install --force-reinstall lightrec"
-    what = f"{_one(plugin.kind)} {plugin.name!r} of {plugin.distribution} {plugin.version}"
+    what = f"{singular(plugin.kind)} {plugin.name!r} of {plugin.distribution} {plugin.version}"
     return f"{what} cannot be used ({cause}); {remedy}."
-
-
-def _unknown(kind: str, name: str, candidates: list[Plugin]) -> str:
-    from lightrec.extensions.import_check import try_all  # it needs this module
-
-    # The user waits for an answer that names what is broken. Tried in another process: one may hang, or print.
-    strangers = [plugin for plugin in candidates if not plugin.builtin]
-    causes = {p: outcome.cause for p, outcome in zip(strangers, try_all(strangers, 10.0), strict=True) if outcome.cause}
-    names = [p.name if sum(q.name == p.name for q in candidates) == 1 or p.builtin else p.full_name for p in candidates]
-    well = [n for n, p in zip(names, candidates, strict=True) if p not in causes]
-    line = (
-        f"{_one(kind)} {name!r} is not installed{suggestion(name, names) or ';'} installed: {', '.join(well) or 'none'}"
-    )
-    if causes:
-        line += "; installed but broken: " + ", ".join(
-            f"{p.name} of {p.distribution} {p.version} ({cause})" for p, cause in causes.items()
-        )
-    if os.environ.get("LIGHTREC_PLUGINS"):
-        line += f"; LIGHTREC_PLUGINS={os.environ['LIGHTREC_PLUGINS']} hides others"
-    return line + "."

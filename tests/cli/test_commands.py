@@ -53,7 +53,7 @@ def test_data_stats_are_those_of_the_log(toy_csv, capsys):
     histories = toy_log().histories
     lengths = [len(history) for history in histories]
     assert (facts["users"], facts["items"], facts["events"]) == (64, 30, sum(lengths))
-    assert facts["events a user"]["p50"] == np.median(lengths)
+    assert facts["events per user"]["p50"] == np.median(lengths)
     assert facts["sparsity"] == pytest.approx(1 - sum(lengths) / (64 * 30))
     assert facts["share of equal timestamps"] == 0
     assert facts["from, to"][0] == "2001-09-09"
