@@ -111,9 +111,9 @@ def test_a_column_of_a_parquet_file_is_read_by_what_it_holds(tmp_path):
 
 
 def test_what_was_read_as_rating_may_be_asked_for_by_that_name(tmp_path):
-    (tmp_path / "log.csv").write_text("a,x,5,1000000000\na,y,3,1000000001\na,z,4,1000000002\n")
+    (tmp_path / "log.csv").write_text("a,x,5,1000000000\nb,x,3,1000000001\na,z,4,1000000002\n")
     data = SequenceDataModule(path=str(tmp_path / "log.csv"), log=LogFile(event_columns=["rating"]))
-    assert data.corpus.event_columns["rating"].values.tolist() == [5.0, 3.0, 4.0]
+    assert data.corpus.event_columns["rating"].values.tolist() == [5.0, 4.0, 3.0]
 
 
 @pytest.mark.parametrize(
